@@ -1,0 +1,156 @@
+"""Prove a symmetry by experiment: permuted networks compute the same function (oracle 1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pleas_fx.ir import Certificate, Frozen, Group, GroupId, Permutation, Program, Symmetry
+from pleas_fx.permuting import axis_moves, permuted, random_permutation
+
+TOLERANCE = 1e-9
+
+
+def certify(program: Program, symmetry: Symmetry, *, trials: int, seed: int) -> Symmetry:
+    """The symmetry with its certificate; groups that fail are frozen and named as culprits.
+
+    Every affine parameter and statistic is drawn at random first, in float64: initial values
+    (ones, zeros) would hide errors.
+    """
+    model = randomised(program.module, seed).double()
+    inputs = tuple(t.double() if t.is_floating_point() else t for t in program.inputs)
+    reference = _run(model, inputs)
+
+    def error(permutation: Permutation) -> float:
+        return relative_error(_run(permuted(symmetry, model, permutation), inputs), reference)
+
+    draws = [random_permutation(symmetry, seed + t) for t in range(trials)]
+    worst = max((error(draw) for draw in draws), default=0.0)
+    culprits: tuple[GroupId, ...] = ()
+    if not worst < TOLERANCE:
+        culprits = _culprits(symmetry, draws, error)
+        symmetry = _without(symmetry, culprits)
+        draws = [random_permutation(symmetry, seed + t) for t in range(trials)]
+        worst = max((error(draw) for draw in draws), default=0.0)
+    caught = _control(symmetry, model, inputs, reference, seed)
+    certificate = Certificate(
+        max_error=worst,
+        trials=trials,
+        coverage=coverage(symmetry),
+        passed=bool(worst < TOLERANCE) and caught,
+        negative_control_caught=caught,
+        culprits=culprits,
+    )
+    return replace(symmetry, certificate=certificate)
+
+
+def randomised(module: nn.Module, seed: int) -> nn.Module:
+    """A copy whose vectors, statistics and constant tensors are random (positive variances)."""
+    result = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, tensor in result.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point() or tensor.numel() == 0:
+                continue
+            flat = tensor.detach().reshape(-1)
+            if tensor.dim() <= 1 or bool((flat == flat[0]).all()):
+                noise = torch.rand(tensor.shape, generator=generator).to(tensor) + 0.5
+                centred = key.endswith(("bias", "running_mean"))
+                tensor.copy_(noise - 1.0 if centred else noise)
+    return result
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        result = model(*(t.clone() for t in inputs))
+    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+
+
+def relative_error(outputs: list[Tensor], reference: list[Tensor]) -> float:
+    """Norm of the difference over the norm of the reference, the worst over all outputs."""
+    worst = 0.0
+    for a, b in zip(outputs, reference, strict=True):
+        if b.numel():
+            scale = b.double().norm().clamp_min(1e-30)
+            worst = max(worst, float((a.double() - b.double()).norm() / scale))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _culprits(
+    symmetry: Symmetry, draws: list[Permutation], error: Callable[[Permutation], float]
+) -> tuple[GroupId, ...]:
+    """Groups (families as wholes) that change the function when they alone are permuted."""
+    wrong: list[GroupId] = []
+    for members in _families((*symmetry.groups, *symmetry.implicit)):
+        parts = [Permutation({g.id: draw.order[g.id] for g in members}) for draw in draws]
+        if not max(error(part) for part in parts) < TOLERANCE:
+            wrong += [g.id for g in members]
+    return tuple(wrong)
+
+
+def _families(groups: tuple[Group, ...]) -> list[list[Group]]:
+    families: dict[tuple[str, int], list[Group]] = {}
+    for group in groups:
+        key = ("family", group.blocks.family) if group.blocks else ("group", int(group.id))
+        families.setdefault(key, []).append(group)
+    return list(families.values())
+
+
+def _without(symmetry: Symmetry, culprits: tuple[GroupId, ...]) -> Symmetry:
+    wrong = tuple(g for g in symmetry.groups if g.id in culprits)
+    reason = "failed its certificate: a bug in a rule, please report it"
+    return replace(
+        symmetry,
+        groups=tuple(g for g in symmetry.groups if g.id not in culprits),
+        implicit=tuple(g for g in symmetry.implicit if g.id not in culprits),
+        fixed=symmetry.fixed + tuple(replace(g, blocks=None) for g in wrong),
+        frozen=symmetry.frozen + tuple(Frozen(a, "", reason) for g in wrong for a in g.axes),
+        bundles=(*symmetry.bundles, frozenset(g.id for g in wrong)),
+    )
+
+
+def _control(
+    symmetry: Symmetry,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    reference: list[Tensor],
+    seed: int,
+) -> bool:
+    """A deliberately incomplete permutation (one axis of a group left out) must be noticed."""
+    rng = np.random.default_rng(seed)
+    candidates = [g for g in symmetry.groups if g.size > 1 and len(g.axes) > 1]
+    if not candidates:
+        return True
+    for k in rng.permutation(len(candidates))[:4]:
+        group = candidates[int(k)]
+        order = {group.id: np.roll(np.arange(group.size), 1)}
+        moves = axis_moves(symmetry.layout, Permutation(order))
+        for axis in moves:
+            layout = replace(
+                symmetry.layout,
+                axes={a: c for a, c in symmetry.layout.axes.items() if a != axis},
+            )
+            broken = permuted(replace(symmetry, layout=layout), model, Permutation(order))
+            if relative_error(_run(broken, inputs), reference) > TOLERANCE:
+                return True
+    return False
+
+
+def coverage(symmetry: Symmetry) -> float:
+    """Share of the entries of all channel axes of parameters that can move."""
+    can_move = np.zeros(len(symmetry.layout.group) + 1, bool)
+    for group in symmetry.groups:
+        if group.size > 1:
+            can_move[group.id] = True
+    moving = total = 0
+    for classes in symmetry.layout.axes.values():
+        group = symmetry.layout.group[classes]
+        moving += float(np.where(group >= 0, can_move[group], False).mean() * classes.shape[-1])
+        total += classes.shape[-1]
+    return moving / total if total else 0.0

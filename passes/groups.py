@@ -1,0 +1,124 @@
+"""Find the permutation groups of a program, and certify them (DESIGN section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+from passes.certify import certify
+from pleas_fx.classes import Facts, Grouping, assemble
+from pleas_fx.ir import Certificate, IntArray, Program, Symmetry
+from pleas_fx.labels import Labeller, compact
+from pleas_fx.rules import RULES
+
+UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Options of the pass."""
+
+    name: str = "groups"
+    trials: int = 2
+    seed: int = 0
+
+    def run(self, program: Program) -> Symmetry:
+        return certify(program, groups(program), trials=self.trials, seed=self.seed)
+
+
+def groups(program: Program) -> Symmetry:
+    """The symmetry of a program, not yet certified."""
+    labeller = Labeller(RULES)
+    runner = _Runner(program.module, labeller)
+    with explicit_operators(), torch.no_grad():
+        runner.run_labelled(_one_example(program))
+    return symmetry(assemble(_facts(labeller, runner.values)), labeller.coupled)
+
+
+def symmetry(grouping: Grouping, coupled: set[str]) -> Symmetry:
+    return Symmetry(
+        groups=grouping.groups,
+        frozen=grouping.frozen,
+        certificate=UNTRIED,
+        fixed=grouping.fixed,
+        implicit=grouping.implicit,
+        bundles=grouping.bundles,
+        coupled=frozenset(coupled),
+        layout=grouping.layout,
+    )
+
+
+@contextmanager
+def explicit_operators() -> Iterator[None]:
+    """Attention as matrix products instead of fused kernels."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _one_example(program: Program) -> tuple[Tensor, ...]:
+    """Labels don't depend on the batch: one example is enough where all inputs have a batch."""
+    sizes = {t.shape[0] for t in program.inputs if t.dim() > 0}
+    batched = len(sizes) == 1 and all(t.dim() > 1 for t in program.inputs)
+    return tuple(t[:1] for t in program.inputs) if batched else program.inputs
+
+
+class _Runner(fx.Interpreter):
+    """Interprets the graph node by node under the labeller."""
+
+    def __init__(self, module: fx.GraphModule, labeller: Labeller) -> None:
+        super().__init__(module)
+        self.labeller = labeller
+        self.values: dict[str, tuple[IntArray, ...]] = {}
+
+    def run_labelled(self, inputs: tuple[Tensor, ...]) -> None:
+        for key, tensor in self.module.state_dict(keep_vars=True).items():
+            self.labeller.parameter(key, tensor)
+        for tensor in inputs:
+            self.labeller.source(tensor)
+        with self.labeller:
+            self.run(*inputs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.labeller.node = n.name
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            labels = tuple(compact(c).numpy() for c in self.labeller.of(result))
+            self.values[n.name] = labels
+        if n.op == "output":
+            self._pin_outputs(result)
+        return result
+
+    def _pin_outputs(self, result: Any) -> None:
+        for tensor in tree_leaves(result):
+            for labels in self.labeller.of(tensor):
+                self.labeller.pin(labels, "network output")
+
+
+def _facts(labeller: Labeller, values: dict[str, tuple[IntArray, ...]]) -> Facts:
+    ties = [t.numpy() for t in labeller.ties]
+    kernels = [p.labels.numpy() for p in labeller.pins if p.kernel]
+    axes = {axis: labels.numpy() for axis, labels in labeller.axes.items()}
+    axes |= {axis: labels.numpy() for axis, labels in labeller.local.items()}
+    return Facts(
+        count=labeller.count,
+        axes=axes,
+        values=values,
+        ties=np.concatenate(ties, axis=1) if ties else np.zeros((2, 0), np.int64),
+        nests=[(c.numpy(), p.numpy()) for c, p in labeller.nests],
+        pins=[(p.labels.numpy(), p.node, p.reason) for p in labeller.pins if not p.kernel],
+        kernels=np.concatenate(kernels) if kernels else np.zeros(0, np.int64),
+        sites=[(s.labels.numpy(), s.where) for s in labeller.sites],
+    )

@@ -1,0 +1,159 @@
+"""Trace a model into a program: a private fx graph without in-place edits, with shapes."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pleas_fx.errors import TraceError
+from pleas_fx.ir import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Options of the pass."""
+
+    name: str = "trace"
+
+    def run(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+        return trace(model, inputs)
+
+
+def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
+    """A program of ``model`` in eval mode; ``inputs`` are example inputs, batch first.
+
+    The model itself is untouched: a deep copy is traced. In-place operators become ordinary ones,
+    operators that do nothing in eval mode (dropout, stochastic depth) disappear.
+
+    Raises:
+        TraceError: the model can't be traced symbolically, or fails on the example inputs.
+    """
+    module = _symbolic(model)
+    module.graph.eliminate_dead_code()
+    _drop_inplace(module)
+    shapes = _run(module, tuple(inputs))
+    module.graph.lint()
+    module.recompile()
+    return Program(module, tuple(inputs), shapes, _paths(module))
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    try:
+        return fx.symbolic_trace(copy.deepcopy(model).eval())
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TraceError(
+            f"{type(model).__name__} can't be traced by torch.fx: {first}"
+        ) from error
+
+
+INPLACE_FUNCTIONS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def _drop_inplace(module: fx.GraphModule) -> None:
+    """Replace in-place operators; what used the overwritten value afterwards uses the result."""
+    for node in list(module.graph.nodes):
+        if not _make_functional(module, node):
+            continue
+        written = node.args[0]
+        later = [user for user in written.users if user is not node and node < user]
+        for user in later:
+            user.replace_input_with(written, node)
+
+
+def _make_functional(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether ``node`` was in-place; it no longer is."""
+    if node.op == "call_module":
+        target = module.get_submodule(str(node.target))
+        if getattr(target, "inplace", False):
+            target.inplace = False  # type: ignore[assignment]
+            node.meta["inplace"] = True
+            module.meta.setdefault("inplace", set()).add(str(node.target))
+        return str(node.target) in module.meta.get("inplace", ())
+    if node.op == "call_function" and node.target in INPLACE_FUNCTIONS:
+        node.target = INPLACE_FUNCTIONS[node.target]
+        return isinstance(node.args[0], fx.Node)
+    if node.op == "call_function" and node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+        return True
+    if node.op == "call_method" and _inplace_method(str(node.target)):
+        node.target = str(node.target)[:-1]
+        return True
+    return False
+
+
+def _inplace_method(name: str) -> bool:
+    return name.endswith("_") and not name.startswith("_") and hasattr(Tensor, name[:-1])
+
+
+class _Runner(fx.Interpreter):
+    """Runs the graph once: shapes, and the nodes that hand their input through unchanged."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.identities: list[fx.Node] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise TraceError(f"{describe(n)} fails on the example inputs: {first}") from error
+        if isinstance(result, Tensor):
+            self.shapes[n.name] = tuple(result.shape)
+            if n.op.startswith("call") and _first(n) is not None:
+                if result is self.env.get(_first(n)):  # type: ignore[call-overload]
+                    self.identities.append(n)
+        return result
+
+
+def _first(node: fx.Node) -> fx.Node | None:
+    return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+
+
+def describe(node: fx.Node) -> str:
+    """A node as an error message names it: its name, operator and module path."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    path = module_path(node)
+    return f"node {node.name} ({target})" + (f" in module {path}" if path else "")
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module whose code made this node."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    required = [n for n in placeholders if not n.args]
+    if not len(required) <= len(inputs) <= len(placeholders):
+        raise TraceError(f"the model takes {len(required)} inputs, {len(inputs)} were given")
+    runner = _Runner(module)
+    with torch.no_grad():
+        runner.run(*(t.detach().clone() for t in inputs))
+    for node in runner.identities:
+        source = _first(node)
+        assert source is not None
+        node.replace_all_uses_with(source)
+        module.graph.erase_node(node)
+        runner.shapes.pop(node.name)
+    return runner.shapes
+
+
+def _paths(module: fx.GraphModule) -> dict[str, str]:
+    return {node.name: module_path(node) for node in module.graph.nodes}

@@ -1,0 +1,259 @@
+"""From labels to groups: connected components, blocks, signatures. Arrays only, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+from pleas_fx.ir import Axis, Blocks, Frozen, Group, GroupId, IntArray, Layout
+
+Hash = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the label propagation found, as arrays of label ids."""
+
+    count: int
+    axes: Mapping[Axis, IntArray]
+    values: Mapping[str, tuple[IntArray, ...]]
+    ties: IntArray  # (2, n)
+    nests: Sequence[tuple[IntArray, IntArray]]  # (children, parents)
+    pins: Sequence[tuple[IntArray, str, str]]  # labels, node, reason
+    kernels: IntArray  # labels of kernel positions: no channels at all
+    sites: Sequence[tuple[IntArray, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """The groups, movable, fixed and implicit ones, and where their classes are."""
+
+    groups: tuple[Group, ...]
+    fixed: tuple[Group, ...]
+    implicit: tuple[Group, ...]
+    bundles: tuple[frozenset[GroupId], ...]
+    frozen: tuple[Frozen, ...]
+    layout: Layout
+
+
+def components(count: int, pairs: IntArray) -> IntArray:
+    """The component of each of ``count`` vertices, joined by the edges (2, n)."""
+    ones = np.ones(pairs.shape[1], np.int8)
+    matrix = sp.coo_matrix((ones, (pairs[0], pairs[1])), shape=(count, count))
+    return connected_components(matrix, directed=False)[1].astype(np.int64)
+
+
+def assemble(facts: Facts) -> Grouping:
+    """Classes are the components of the ties; equal ones form groups, blocks form families."""
+    classes = components(facts.count, facts.ties)
+    pinned = np.zeros(facts.count, bool)
+    for labels, _, _ in facts.pins:
+        pinned[classes[labels]] = True
+    unit, conflicts = _units(facts, classes)
+    pinned[conflicts] = True
+    kernel = np.zeros(facts.count, bool)
+    kernel[classes[facts.kernels]] = True
+    signature = _signatures(facts, classes)
+    keys = _keys(classes, signature, pinned, unit)
+    return _Builder(facts, classes, pinned, kernel, keys, conflicts).build()
+
+
+def _units(facts: Facts, classes: IntArray) -> tuple[IntArray, IntArray]:
+    """The block that each class belongs to (-1: none), and the classes of clashing blocks."""
+    relations = [
+        np.unique(np.stack([classes[c], classes[p]]), axis=1) for c, p in facts.nests if len(c)
+    ]
+    unit = np.full(facts.count, -1, np.int64)
+    if not relations:
+        return unit, np.zeros(0, np.int64)
+    component = components(facts.count, np.concatenate(relations, axis=1))
+    clashing: set[int] = set()
+    for children, parents in relations:
+        clashing |= _clashes(children, parents, component)
+        several = len(np.unique(component[parents])) > 1
+        for end in (children, parents):
+            unit[end] = np.where(several | (unit[end] >= 0), component[end], unit[end])
+    clash = np.isin(component, np.array(sorted(clashing), np.int64))
+    involved = np.unique(np.concatenate([r.reshape(-1) for r in relations]))
+    return unit, involved[clash[involved]]
+
+
+def _clashes(children: IntArray, parents: IntArray, component: IntArray) -> set[int]:
+    """Components in which one relation has two blocks with different children."""
+    order = np.argsort(parents, kind="stable")
+    sets: dict[int, set[bytes]] = {}
+    bounds = np.flatnonzero(np.diff(parents[order])) + 1
+    for index in np.split(order, bounds):
+        content = np.sort(children[index]).tobytes()
+        sets.setdefault(int(component[parents[index[0]]]), set()).add(content)
+    return {part for part, contents in sets.items() if len(contents) > 1}
+
+
+def _mix(value: Hash) -> Hash:
+    """A 64-bit finaliser: equal values, equal hashes; sums of hashes identify multisets."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _signatures(facts: Facts, classes: IntArray) -> Hash:
+    """A hash of the places each class goes through and how often: equal ones may be exchanged."""
+    signature = np.zeros(facts.count, np.uint64)
+    places = [labels.reshape(-1) for labels in facts.axes.values()]
+    places += [labels for labels, _ in facts.sites]
+    for k, labels in enumerate(places):
+        found, counts = np.unique(classes[labels[labels >= 0]], return_counts=True)
+        salt = np.uint64((k + 1) << 32)
+        signature[found] += _mix(salt + counts.astype(np.uint64))
+    return signature
+
+
+def _keys(classes: IntArray, signature: Hash, pinned: npt.NDArray[np.bool_], unit: IntArray) -> _Keys:
+    """What classes must share to be in one group."""
+    present = np.unique(classes)
+    in_block = unit[present] >= 0
+    total = np.zeros(len(classes), np.uint64)
+    stuck = np.zeros(len(classes), bool)
+    inside = present[in_block]
+    np.add.at(total, unit[inside], _mix(signature[inside]))
+    np.logical_or.at(stuck, unit[inside], pinned[inside])
+    family = np.zeros(len(classes), np.uint64)
+    family[inside] = total[unit[inside]]
+    movable = in_block & ~stuck[np.maximum(unit[present], 0)]
+    return _Keys(present, signature, unit, family, dict(zip(present, movable, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    present: IntArray
+    signature: Hash
+    unit: IntArray
+    family: Hash
+    block_moves: Mapping[int, bool]
+
+
+class _Builder:
+    """Collects classes into groups, in order of first appearance."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        classes: IntArray,
+        pinned: npt.NDArray[np.bool_],
+        kernel: npt.NDArray[np.bool_],
+        keys: _Keys,
+        conflicts: IntArray,
+    ) -> None:
+        self.facts, self.classes, self.pinned, self.kernel = facts, classes, pinned, kernel
+        self.keys, self.conflicts = keys, conflicts
+        self.group = np.full(facts.count, -1, np.int64)
+        self.channel = np.full(facts.count, -1, np.int64)
+        self.first = np.full(facts.count, facts.count, np.int64)
+        np.minimum.at(self.first, classes, np.arange(facts.count))
+
+    def build(self) -> Grouping:
+        families: dict[tuple[int, ...], int] = {}
+        movable: list[Group] = []
+        fixed: list[Group] = []
+        for number, (key, members) in enumerate(self._collect().items()):
+            blocks = self._arrange(number, members, key, families)
+            group = Group(GroupId(number), len(members), (), blocks)
+            (fixed if self.pinned[members[0]] else movable).append(group)
+        return self._finish(movable, fixed)
+
+    def _collect(self) -> dict[tuple[int, ...], IntArray]:
+        """Classes by group key; fixed ones by signature alone."""
+        keys, found = self.keys, dict[tuple[int, ...], list[int]]()
+        present = keys.present[~self.kernel[keys.present]]
+        for c in present[np.argsort(self.first[present])].tolist():
+            signature = int(keys.signature[c])
+            if self.pinned[c] or keys.unit[c] < 0:
+                key: tuple[int, ...] = (int(self.pinned[c]), signature)
+            elif keys.block_moves[c]:
+                key = (2, signature, int(keys.family[c]))
+            else:
+                key = (3, signature, int(keys.unit[c]))
+            found.setdefault(key, []).append(c)
+        return {key: np.array(members) for key, members in found.items()}
+
+    def _arrange(
+        self, number: int, members: IntArray, key: tuple[int, ...], families: dict[tuple[int, ...], int]
+    ) -> Blocks | None:
+        """Number the channels of a group, block by block where it has blocks."""
+        blocks = None
+        if key[0] == 2:
+            units = self.keys.unit[members]
+            rank = self._unit_rank(units)
+            members = members[np.lexsort((self.first[members], rank))]
+            count = len(np.unique(units))
+            if count > 1:
+                family = families.setdefault(key[2:], len(families))
+                blocks = Blocks(family, count, len(members) // count)
+        self.group[members] = number
+        self.channel[members] = np.arange(len(members))
+        return blocks
+
+    def _unit_rank(self, units: IntArray) -> IntArray:
+        """Blocks in order of the first label anywhere in them: the same for a whole family."""
+        first = np.full(len(self.classes), len(self.classes), np.int64)
+        inside = self.keys.present[self.keys.unit[self.keys.present] >= 0]
+        np.minimum.at(first, self.keys.unit[inside], self.first[inside])
+        return first[units]
+
+    def _finish(self, movable: list[Group], fixed: list[Group]) -> Grouping:
+        axes = {
+            axis: np.where(labels >= 0, self.classes[labels], -1)
+            for axis, labels in self.facts.axes.items()
+        }
+        values = {
+            node: tuple(np.where(c >= 0, self.classes[c], -1) for c in coordinates)
+            for node, coordinates in self.facts.values.items()
+        }
+        where: dict[int, list[Axis]] = {}
+        for axis, ids in axes.items():
+            for number in np.unique(self.group[ids]).tolist():
+                where.setdefault(number, []).append(axis)
+        named = [
+            Group(g.id, g.size, tuple(where.get(g.id, ())), g.blocks) for g in (*movable, *fixed)
+        ]
+        fixed_ids = {g.id for g in fixed}
+        layout = Layout(self.group, self.channel, self._channel_axes(axes), values)
+        return Grouping(
+            groups=tuple(g for g in named if g.axes and g.id not in fixed_ids),
+            fixed=tuple(g for g in named if g.axes and g.id in fixed_ids),
+            implicit=tuple(g for g in named if not g.axes),
+            bundles=self._bundles(),
+            frozen=self._frozen(axes),
+            layout=layout,
+        )
+
+    def _channel_axes(self, axes: Mapping[Axis, IntArray]) -> dict[Axis, IntArray]:
+        return {axis: ids for axis, ids in axes.items() if not self.kernel[ids].any()}
+
+    def _bundles(self) -> tuple[frozenset[GroupId], ...]:
+        bundles = []
+        for labels, _, _ in self.facts.pins:
+            groups = np.unique(self.group[self.classes[labels]])
+            bundles.append(frozenset(GroupId(int(g)) for g in groups if g >= 0))
+        return tuple(dict.fromkeys(b for b in bundles if b))
+
+    def _frozen(self, axes: Mapping[Axis, IntArray]) -> tuple[Frozen, ...]:
+        why: dict[int, tuple[str, str]] = {}
+        for labels, node, reason in self.facts.pins:
+            for c in np.unique(self.classes[labels]).tolist():
+                why.setdefault(c, (node, reason))
+        clash = ("", "blocks of different sizes overlap on these channels")
+        for c in self.conflicts.tolist():
+            why.setdefault(c, clash)
+        frozen = []
+        for axis, ids in axes.items():
+            stuck = ids[self.pinned[ids] & ~self.kernel[ids]]
+            if stuck.size:
+                node, reason = why[int(stuck.flat[0])]
+                frozen.append(Frozen(axis, node, reason))
+        return tuple(frozen)

@@ -1,0 +1,253 @@
+"""Channel labels, pushed through the operators a network really executes.
+
+Every index of every parameter axis gets an integer label. A tensor carries *coordinates*: label
+arrays of its own shape, one for every independent way in which its entries are indexed by
+channels (stride 0 along the dims a coordinate doesn't depend on). Rules turn the coordinates of
+an operator's inputs into those of its outputs, and record what must move together (ties), what
+contains what (nests) and what may not move (pins).
+
+Axes of size one carry no labels: there is nothing to permute on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pleas_fx.ir import Axis
+
+NONE = -1  # "the same constant everywhere": padding; tied to nothing
+
+Coordinates = list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One ATen call: its name without overload, arguments, and tensor results."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outs: tuple[Tensor, ...]
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """The argument at a position or under a keyword."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Labels that may not move, who said so and why. ``kernel``: not a channel axis at all."""
+
+    labels: Tensor
+    node: str
+    reason: str
+    kernel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place that a set of labels went through; equal channels visit equal sites."""
+
+    labels: Tensor
+    where: str
+
+
+Rule = Callable[["Labeller", Call], list[Coordinates]]
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Drop the dims along which a coordinate does not vary to size one."""
+    for dim in range(labels.dim()):
+        if labels.shape[dim] > 1 and labels.stride(dim) == 0:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
+
+
+def canonical(labels: Tensor) -> Tensor:
+    """The same labels with stride 0 along every dim that does not vary."""
+    shape, small = labels.shape, compact(labels)
+    for dim in range(small.dim()):
+        if small.shape[dim] > 1 and bool((small == small.narrow(dim, 0, 1)).all()):
+            small = small.narrow(dim, 0, 1)
+    return small.expand(shape)
+
+
+def pattern(labels: Tensor) -> tuple[int, ...]:
+    """The dims along which a canonical coordinate varies."""
+    return tuple(
+        d for d in range(labels.dim()) if labels.shape[d] > 1 and labels.stride(d) != 0
+    )
+
+
+class Labeller(TorchDispatchMode):
+    """Runs operators as usual and keeps the labels of every tensor beside them."""
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.node = ""
+        self.count = 0
+        self.axes: dict[Axis, Tensor] = {}
+        self.local: dict[Axis, Tensor] = {}  # block-local axes: labels per (row, index)
+        self.ties: list[Tensor] = []
+        self.nests: list[tuple[Tensor, Tensor]] = []  # (children, parents), flat and aligned
+        self.pins: list[Pin] = []
+        self.sites: list[Site] = []
+        self.coupled: set[str] = set()
+        self._coordinates: dict[int, Coordinates] = {}
+        self._names: dict[int, str] = {}
+        self._alive: list[Tensor] = []
+        self._data: set[int] = set()  # tensors that depend on inputs or parameters
+
+    # -- what a tensor carries ---------------------------------------------------------------
+
+    def fresh(self, n: int) -> Tensor:
+        """``n`` labels that nothing carries yet."""
+        self.count += n
+        return torch.arange(self.count - n, self.count)
+
+    def parameter(self, key: str, tensor: Tensor) -> None:
+        """Give every axis of a parameter or buffer its labels."""
+        if id(tensor) in self._coordinates:
+            return  # tied parameters: the first name owns the labels
+        coordinates = []
+        for dim, size in enumerate(tensor.shape):
+            if size == 1:
+                continue
+            labels = self.fresh(size)
+            self.axes[Axis(key, dim)] = labels
+            shape = [1] * tensor.dim()
+            shape[dim] = size
+            coordinates.append(labels.view(shape).expand(tensor.shape))
+        self._names[id(tensor)] = key
+        self.assign(tensor, coordinates)
+        self._data.add(id(tensor))
+
+    def source(self, tensor: Tensor) -> None:
+        """Declare a network input: it depends on data and carries no labels."""
+        self._alive.append(tensor)
+        self._data.add(id(tensor))
+
+    def assign(self, tensor: Tensor, coordinates: Iterable[Tensor]) -> None:
+        """Set the coordinates of a tensor."""
+        kept = [canonical(c) for c in coordinates]
+        self._coordinates[id(tensor)] = [c for c in kept if pattern(c)]
+        self._alive.append(tensor)
+
+    def of(self, value: object) -> Coordinates:
+        """The coordinates of a tensor; empty for anything that carries none."""
+        return self._coordinates.get(id(value), [])
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The state_dict key of a parameter, None for any other tensor."""
+        return self._names.get(id(tensor))
+
+    def depends_on_data(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from inputs or parameters."""
+        return id(tensor) in self._data
+
+    # -- what rules record -------------------------------------------------------------------
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Labels at equal positions of two arrays must move together."""
+        a, b = torch.broadcast_tensors(compact(a), compact(b))
+        differ = (a != b) & (a != NONE) & (b != NONE)
+        if bool(differ.any()):
+            self.ties.append(torch.stack([a[differ], b[differ]]).unique(dim=1))
+
+    def nest(self, children: Tensor, parents: Tensor) -> None:
+        """Whole ``parents`` may be exchanged, each together with its ``children``."""
+        children, parents = torch.broadcast_tensors(compact(children), compact(parents))
+        both = (children != NONE) & (parents != NONE)
+        pairs = torch.stack([children[both], parents[both]]).unique(dim=1)
+        self.nests.append((pairs[0], pairs[1]))
+
+    def pin(self, labels: Tensor, reason: str, *, kernel: bool = False) -> None:
+        """These labels may not move."""
+        unique = compact(labels).unique()
+        self.pins.append(Pin(unique[unique != NONE], self.node, reason, kernel))
+
+    def couple(self) -> None:
+        """The current node's result mixes all channels of a group."""
+        self.coupled.add(self.node)
+
+    def localise(self, weight: Tensor, dim: int, labels: Tensor) -> bool:
+        """Make a weight axis block-local: it has other labels in every row. False: impossible."""
+        key = self.name_of(weight)
+        if key is None or key in {axis.key for axis in self.local}:
+            return False
+        self.axes.pop(Axis(key, dim), None)
+        self.local[Axis(key, dim)] = labels
+        return True
+
+    def visit(self, labels: Tensor, where: str) -> None:
+        """Note that labels went through a place."""
+        self.sites.append(Site(compact(labels).reshape(-1), where))
+
+    def flatten(self, labels: Tensor, dims: Sequence[int], keep: int) -> Tensor:
+        """One label a position of ``keep``: labels that differ over ``dims`` are tied."""
+        for dim in dims:
+            if labels.shape[dim] > 1 and labels.stride(dim) != 0:
+                self.tie(labels, labels.narrow(dim, 0, 1))
+            labels = labels.narrow(dim, 0, 1)
+        return labels.reshape(labels.shape[keep])
+
+    # -- the dispatch ------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        before = [self.of(a) for a in inputs]
+        depends = any(self.depends_on_data(a) for a in inputs)
+        result = func(*args, **kwargs)
+        outs = tuple(o for o in tree_leaves(result) if isinstance(o, Tensor))
+        if depends:
+            self._data.update(id(o) for o in outs)
+            self._alive.extend(outs)
+        if outs and any(before):
+            name = cast(str, func._schema.name).split("::")[-1]
+            self._apply(Call(name, func, args, kwargs, outs), inputs)
+        return result
+
+    def _apply(self, call: Call, inputs: Sequence[Tensor]) -> None:
+        rule = self.rules.get(call.name) or self.rules.get(call.name.rstrip("_"))
+        if rule is None:
+            return self._unknown(call, inputs, f"no rule for the operator {call.name}")
+        try:
+            with torch.utils._python_dispatch._disable_current_modes():
+                results = rule(self, call)
+                for out, coordinates in zip(call.outs, results, strict=False):
+                    self.assign(out, coordinates)
+                    self._visit_out(call, out)
+        except Refused as refusal:
+            self._unknown(call, inputs, f"{call.name}: {refusal}")
+
+    def _visit_out(self, call: Call, out: Tensor) -> None:
+        for k, labels in enumerate(self.of(out)):
+            self.visit(labels, f"{len(self.sites)}:{self.node}:{call.name}:{k}")
+
+    def _unknown(self, call: Call, inputs: Sequence[Tensor], reason: str) -> None:
+        with torch.utils._python_dispatch._disable_current_modes():
+            for tensor in inputs:
+                for labels in self.of(tensor):
+                    self.pin(labels, reason)
+            for out in call.outs:
+                self.assign(out, [])
+
+
+class Refused(Exception):
+    """A rule doesn't cover this use of its operator: freeze what it touches, with this reason."""

@@ -1,0 +1,136 @@
+"""Apply elements of a symmetry to a model."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pleas_fx.errors import IncompatibleModelsError
+from pleas_fx.ir import Axis, Group, GroupId, IntArray, Layout, Permutation, Symmetry
+
+
+def random_permutation(symmetry: Symmetry, seed: int) -> Permutation:
+    """A uniformly random permutation of every group; blocks move as wholes, then inside."""
+    rng = np.random.default_rng(seed)
+    outer: dict[int, IntArray] = {}
+    order: dict[GroupId, IntArray] = {}
+    for group in (*symmetry.groups, *symmetry.implicit):
+        order[group.id] = _draw(group, outer, rng)
+    return Permutation(order)
+
+
+def _draw(group: Group, outer: dict[int, IntArray], rng: np.random.Generator) -> IntArray:
+    if group.blocks is None:
+        return rng.permutation(group.size)
+    family, count, inner = group.blocks.family, group.blocks.count, group.blocks.inner
+    blocks = outer.setdefault(family, rng.permutation(count))
+    inside = np.stack([rng.permutation(inner) for _ in range(count)])
+    return (blocks[:, None] * inner + inside).reshape(-1)
+
+
+def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> nn.Module:
+    """A copy of ``model`` in which place i of a group holds channel ``order[g][i]``.
+
+    Raises:
+        IncompatibleModelsError: the model lacks an axis that the symmetry names.
+    """
+    result = copy.deepcopy(model)
+    tensors = {
+        **dict(result.named_parameters(remove_duplicate=False)),
+        **dict(result.named_buffers(remove_duplicate=False)),
+    }
+    moves = axis_moves(symmetry.layout, permutation)
+    by_key: dict[str, list[Axis]] = {}
+    for axis in moves:
+        by_key.setdefault(axis.key, []).append(axis)
+    with torch.no_grad():
+        for key, axes in by_key.items():
+            if key not in tensors:
+                raise IncompatibleModelsError(f"the model has no parameter {key}")
+            tensor = tensors[key]
+            tensor.copy_(_moved(tensor, [(a, moves[a]) for a in axes], symmetry.layout))
+    return result
+
+
+def _moved(tensor: Tensor, moves: list[tuple[Axis, IntArray]], layout: Layout) -> Tensor:
+    """Plain axes first; then the block-local axis, whose rows were moved already."""
+    for axis, index in sorted(moves, key=lambda m: m[1].ndim):
+        if tensor.shape[axis.dim] != layout.axes[axis].shape[-1]:
+            raise IncompatibleModelsError(
+                f"{axis.key} has {tensor.shape[axis.dim]} channels on dim {axis.dim}, "
+                f"expected {layout.axes[axis].shape[-1]}"
+            )
+        where = torch.from_numpy(index).to(tensor.device)
+        if index.ndim == 1:
+            tensor = tensor.index_select(axis.dim, where)
+        else:
+            shape = [*index.shape] + [1] * (tensor.dim() - 2)
+            tensor = tensor.gather(1, where.view(shape).expand(tensor.shape))
+    return tensor
+
+
+def axis_moves(layout: Layout, permutation: Permutation) -> dict[Axis, IntArray]:
+    """Per axis, the index each place takes its entries from; 2-d for block-local axes."""
+    target = _class_targets(layout, permutation)
+    rows: dict[str, IntArray] = {}
+    moves: dict[Axis, IntArray] = {}
+    for axis, classes in sorted(layout.axes.items(), key=lambda item: item[1].ndim):
+        if classes.ndim == 1:
+            moves[axis] = _gather_index(classes, target)
+            rows[f"{axis.key}:{axis.dim}"] = moves[axis]
+    for axis, classes in layout.axes.items():
+        if classes.ndim == 2:
+            own = rows.get(f"{axis.key}:0", np.arange(len(classes)))
+            moves[axis] = _gather_rows(classes, own, target)
+    return {axis: index for axis, index in moves.items() if not _identity(index)}
+
+
+def _identity(index: IntArray) -> bool:
+    return bool((index == np.arange(index.shape[-1])).all())
+
+
+def _class_targets(layout: Layout, permutation: Permutation) -> IntArray:
+    """For every class id, the class whose entries come to its place."""
+    target = np.arange(len(layout.group))
+    lookup: dict[int, IntArray] = {}
+    for group, order in permutation.order.items():
+        ids = np.flatnonzero(layout.group == group)
+        by_channel = np.empty(len(order), np.int64)
+        by_channel[layout.channel[ids]] = ids
+        lookup[group] = by_channel
+        target[by_channel] = by_channel[order]
+    return target
+
+
+def occurrences(classes: IntArray) -> IntArray:
+    """For every position, how many earlier positions hold the same class."""
+    order = np.argsort(classes, kind="stable")
+    ordered = classes[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    result = np.empty(len(classes), np.int64)
+    result[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return result
+
+
+def _gather_index(classes: IntArray, target: IntArray) -> IntArray:
+    occurrence = occurrences(classes)
+    span = len(classes) + 1
+    have = classes * span + occurrence
+    want = np.where(classes < 0, classes, target[classes]) * span + occurrence
+    order = np.argsort(have, kind="stable")
+    return np.asarray(order[np.searchsorted(have[order], want)])
+
+
+def _gather_rows(classes: IntArray, own: IntArray, target: IntArray) -> IntArray:
+    """``own[o]`` is the row that came to row o; its entries are looked up there."""
+    moved = classes[own]
+    wanted = target[classes]
+    have_order = np.argsort(moved, axis=1, kind="stable")
+    want_order = np.argsort(wanted, axis=1, kind="stable")
+    index = np.empty_like(classes)
+    np.put_along_axis(index, want_order, have_order, axis=1)
+    return index

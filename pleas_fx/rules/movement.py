@@ -1,0 +1,200 @@
+"""Data movement: the operator that moves the data moves the labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Refused, Rule, compact, pattern
+
+aten = torch.ops.aten
+
+
+def moved(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """The same call on the label array of every coordinate of the first argument."""
+    _refuse_labelled_indices(ctx, call)
+    results: list[Coordinates] = [[] for _ in call.outs]
+    for labels in ctx.of(call.args[0]):
+        moved_labels = _same_call(call, labels)
+        for k, part in enumerate(moved_labels):
+            results[k].append(part)
+    return results
+
+
+def _refuse_labelled_indices(ctx: Labeller, call: Call) -> None:
+    for other in (*call.args[1:], *call.kwargs.values()):
+        for value in other if isinstance(other, (list, tuple)) else (other,):
+            if isinstance(value, Tensor) and ctx.depends_on_data(value):
+                raise Refused("its indices depend on data")
+
+
+def _same_call(call: Call, labels: Tensor) -> tuple[Tensor, ...]:
+    func: Any = call.func
+    if call.name in ("view", "_unsafe_view", "_reshape_alias"):
+        func = aten.reshape.default
+    try:
+        result = func(labels, *call.args[1:], **call.kwargs)
+    except (RuntimeError, NotImplementedError):  # kernels without an integer version
+        result = func(labels.double(), *call.args[1:], **call.kwargs).long()
+    return tuple(result) if isinstance(result, (list, tuple)) else (result,)
+
+
+def same(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """A copy or an alias: the labels of the argument."""
+    return [list(ctx.of(call.args[0]))]
+
+
+def copied(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``copy_``: what is written must move with the place it is written to."""
+    into, source = ctx.of(call.args[0]), ctx.of(call.args[1])
+    if not into:
+        raise Refused("writes labelled channels into an unlabelled tensor")
+    for labels in source:
+        match = [c for c in into if pattern(c) == pattern(labels.expand(c.shape))]
+        if not match:
+            raise Refused("the written channels don't line up with the target's")
+        ctx.tie(match[0], labels.expand(match[0].shape))
+    return [list(into)]
+
+
+def concatenated(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``cat``: labels along the joined dim are concatenated, all others tied."""
+    tensors = [t for t in call.args[0] if t.numel() > 0]
+    out = call.outs[0]
+    dim = int(call.arg(1, "dim", 0)) % out.dim()
+    along = [[c for c in ctx.of(t) if dim in pattern(c)] for t in tensors]
+    across = [[c for c in ctx.of(t) if dim not in pattern(c)] for t in tensors]
+    results: Coordinates = []
+    if any(along):
+        results.append(_join(ctx, tensors, along, dim).expand(out.shape))
+    results += _tied_across(ctx, tensors, across, along, dim, out)
+    return [results]
+
+
+def _join(ctx: Labeller, tensors: list[Tensor], along: list[Coordinates], dim: int) -> Tensor:
+    pieces = []
+    for tensor, coordinates in zip(tensors, along, strict=True):
+        if len(coordinates) > 1:
+            for labels in coordinates:
+                ctx.pin(labels, "concatenated along a dim with several coordinates")
+        if coordinates:
+            pieces.append(compact(coordinates[0]))
+            continue
+        labels = ctx.fresh(tensor.shape[dim])
+        ctx.pin(labels, "channels without labels, concatenated with labelled ones")
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        pieces.append(labels.view(shape))
+    other = [max(p.shape[d] for p in pieces) for d in range(pieces[0].dim())]
+    sized = [
+        p.expand([t.shape[dim] if d == dim else n for d, n in enumerate(other)])
+        for p, t in zip(pieces, tensors, strict=True)
+    ]
+    return torch.cat(sized, dim)
+
+
+def _tied_across(
+    ctx: Labeller,
+    tensors: list[Tensor],
+    across: list[Coordinates],
+    along: list[Coordinates],
+    dim: int,
+    out: Tensor,
+) -> Coordinates:
+    results: Coordinates = []
+    for k, coordinates in enumerate(across):
+        for labels in coordinates:
+            key = pattern(labels)
+            others = [
+                [c for c in cs if pattern(c) == key] for j, cs in enumerate(across) if j != k
+            ]
+            if not all(others) or any(along):
+                ctx.pin(labels, "concatenated with channels that don't line up")
+            for same_pattern in others:
+                if same_pattern:
+                    ctx.tie(compact(labels), compact(same_pattern[0]))
+            if k == 0:
+                results.append(labels.narrow(dim, 0, 1).expand(out.shape))
+    return results
+
+
+def stacked(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``stack``: a concatenation along a new dim, on which nothing is labelled."""
+    tensors, out = list(call.args[0]), call.outs[0]
+    dim = int(call.arg(1, "dim", 0)) % out.dim()
+    results: Coordinates = []
+    first = ctx.of(tensors[0])
+    for tensor in tensors[1:]:
+        keys = sorted(pattern(c) for c in ctx.of(tensor))
+        if keys != sorted(pattern(c) for c in first):
+            raise Refused("stacks channels that don't line up")
+    for labels in first:
+        for tensor in tensors[1:]:
+            match = next(c for c in ctx.of(tensor) if pattern(c) == pattern(labels))
+            ctx.tie(labels, match)
+        results.append(labels.unsqueeze(dim).expand(out.shape))
+    return [results]
+
+
+def padded(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``constant_pad_nd``: padding on a labelled dim is a constant that belongs to no channel."""
+    out, pads = call.outs[0], list(call.args[1])
+    results: Coordinates = []
+    for labels in ctx.of(call.args[0]):
+        dims = {labels.dim() - 1 - i // 2 for i, n in enumerate(pads) if n}
+        if dims & set(pattern(labels)):
+            results.append(aten.constant_pad_nd.default(labels.contiguous(), pads, NONE))
+            continue
+        for dim in dims:
+            labels = labels.narrow(dim, 0, 1)
+        results.append(labels.expand(out.shape))
+    return [results]
+
+
+def mirrored(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """Reflection and replication padding: spatial positions repeat, channels stay."""
+    spatial = len(call.args[1]) // 2
+    return [[_spread(ctx, c, spatial, call.outs[0]) for c in ctx.of(call.args[0])]]
+
+
+def _spread(ctx: Labeller, labels: Tensor, spatial: int, out: Tensor) -> Tensor:
+    for dim in range(labels.dim() - spatial, labels.dim()):
+        ctx.tie(labels, labels.narrow(dim, 0, 1))
+        labels = labels.narrow(dim, 0, 1)
+    return labels.expand(out.shape)
+
+
+def unfolded(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``im2col``: windows of labels; padding belongs to no channel."""
+    results: Coordinates = []
+    for labels in ctx.of(call.args[0]):
+        shifted = (labels - NONE).double().contiguous()
+        results.append(call.func(shifted, *call.args[1:], **call.kwargs).long() + NONE)
+    return [results]
+
+
+MOVEMENT: dict[str, Rule] = {
+    **dict.fromkeys(
+        """view _unsafe_view reshape _reshape_alias transpose permute t numpy_T expand repeat
+        unsqueeze squeeze flip roll slice select split split_with_sizes chunk unbind unfold
+        as_strided movedim tile index_select index pixel_shuffle pixel_unshuffle channel_shuffle
+        native_channel_shuffle swapaxes squeeze_copy diagonal rot90 repeat_interleave
+        narrow unflatten flatten expand_as view_as take""".split(),
+        moved,
+    ),
+    **dict.fromkeys(
+        "clone contiguous alias detach lift_fresh lift_fresh_copy _to_copy to".split(), same
+    ),
+    "copy_": copied,
+    "cat": concatenated,
+    "stack": stacked,
+    "constant_pad_nd": padded,
+    **dict.fromkeys(
+        """reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+        replication_pad2d replication_pad3d""".split(),
+        mirrored,
+    ),
+    "im2col": unfolded,
+}

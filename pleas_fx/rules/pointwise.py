@@ -1,0 +1,93 @@
+"""Pointwise operators: operands that vary along the same dims must move together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, canonical, pattern
+
+
+def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """Line the operands' coordinates up by the dims they vary along, and tie them."""
+    operands = [a for a in tree_leaves((call.args, call.kwargs)) if isinstance(a, Tensor)]
+    combined = combine(ctx, operands, call.outs[0])
+    return [list(combined) for _ in call.outs]
+
+
+def combine(ctx: Labeller, operands: list[Tensor], out: Tensor) -> Coordinates:
+    """The coordinates of a broadcast combination of ``operands``."""
+    shape = torch.broadcast_shapes(*(a.shape for a in operands))
+    results: dict[tuple[int, ...], Tensor] = {}
+    for operand in operands:
+        for labels in ctx.of(operand):
+            wide = canonical(labels.expand(shape))
+            key = pattern(wide)
+            results[key] = _join(ctx, results[key], wide) if key in results else wide
+    nested = _nest(ctx, results)
+    for operand in operands:
+        _pin_unlabelled(ctx, operand, nested, shape)
+    return [labels.expand(out.shape) for labels in nested.values()]
+
+
+def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
+    ctx.tie(a, b)
+    return canonical(torch.where(a == NONE, b, a)) if bool((a == NONE).any()) else a
+
+
+def _nest(
+    ctx: Labeller, coordinates: dict[tuple[int, ...], Tensor]
+) -> dict[tuple[int, ...], Tensor]:
+    """A coordinate over fewer dims contains one over more; overlapping ones can't both move."""
+    results = dict(coordinates)
+    for small, outer in coordinates.items():
+        for large, inner in coordinates.items():
+            if small == large or not set(small) & set(large):
+                continue
+            if set(small) < set(large):
+                ctx.nest(inner, outer)
+                results.pop(small, None)
+            elif not set(large) < set(small):
+                ctx.pin(outer, "meets channels that are arranged along other dims")
+                ctx.pin(inner, "meets channels that are arranged along other dims")
+    return results
+
+
+def _pin_unlabelled(
+    ctx: Labeller,
+    operand: Tensor,
+    coordinates: dict[tuple[int, ...], Tensor],
+    shape: torch.Size,
+) -> None:
+    """An operand that varies along a labelled dim without labels of its own pins it."""
+    offset = len(shape) - operand.dim()
+    own = {d + offset for c in ctx.of(operand) for d in pattern(c)}
+    for key, labels in coordinates.items():
+        for dim in key:
+            if dim < offset or dim in own or operand.shape[dim - offset] == 1:
+                continue
+            if not _constant(ctx, operand, dim - offset):
+                ctx.pin(labels, "combined with a value that has no labels along this axis")
+
+
+def _constant(ctx: Labeller, operand: Tensor, dim: int) -> bool:
+    if operand.stride(dim) == 0:
+        return True
+    if ctx.depends_on_data(operand):
+        return False
+    return bool((operand == operand.narrow(dim, 0, 1)).all())
+
+
+POINTWISE: dict[str, Rule] = dict.fromkeys(
+    """add sub mul div pow relu relu6 hardtanh hardswish hardsigmoid sigmoid silu gelu tanh exp exp2
+    expm1 log log2 log10 log1p sqrt rsqrt neg abs sign clamp clamp_min clamp_max leaky_relu elu
+    celu selu mish erf erfc rsub reciprocal where maximum minimum fmax fmin softplus softsign
+    square dropout native_dropout alpha_dropout threshold sin cos tan atan atan2 lerp addcmul
+    addcdiv prelu _prelu_kernel rrelu masked_fill eq ne gt lt ge le logical_not logical_and
+    logical_or logical_xor bitwise_and bitwise_or bitwise_not floor ceil round trunc frac fmod
+    remainder log_sigmoid_forward hardshrink softshrink nan_to_num isnan isfinite rrelu_with_noise
+    floor_divide true_divide xlogy sinh cosh asinh acosh atanh asin acos erfinv sinc sgn special_expit
+    _conj resolve_conj bernoulli zeros_like ones_like full_like logit""".split(),
+    pointwise,
+)

@@ -1,0 +1,85 @@
+"""Reductions and pooling: labels that are wholly reduced vanish, spatial pooling keeps channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
+from pleas_fx.rules.normalisation import nest_rows
+
+
+def reduced(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``mean``, ``sum``, ``amax`` … over the dims that the call names (none: all)."""
+    x = call.args[0]
+    dims = _dims(call, x)
+    results: list[Coordinates] = [[] for _ in call.outs]
+    for labels in ctx.of(x):
+        if len(call.outs) == 2 and call.name in ("max", "min") and set(pattern(labels)) & dims:
+            raise Refused("returns the index of a channel")
+        remaining = nest_rows(ctx, labels, dims)
+        if remaining is None:
+            continue
+        for dim in sorted(dims):
+            remaining = remaining.narrow(dim, 0, 1)
+        for k, out in enumerate(call.outs):
+            small = remaining
+            if out.dim() < x.dim():
+                for dim in sorted(dims, reverse=True):
+                    small = small.squeeze(dim)
+            results[k].append(small.expand(out.shape))
+    return results
+
+
+def _dims(call: Call, x: Tensor) -> set[int]:
+    position = 2 if call.name == "linalg_vector_norm" else 1
+    given = call.arg(position, "dim")
+    if isinstance(given, bool) or given is None:
+        return set(range(x.dim()))
+    if isinstance(given, int):
+        return {given % x.dim()}
+    if isinstance(given, (list, tuple)) and all(isinstance(d, int) for d in given):
+        return {d % x.dim() for d in given} or set(range(x.dim()))
+    raise Refused("can't read the dims it reduces")
+
+
+def pooling(spatial: int) -> Rule:
+    """Pooling or resampling over the last ``spatial`` dims, which it treats alike."""
+
+    def rule(ctx: Labeller, call: Call) -> list[Coordinates]:
+        results: list[Coordinates] = [[] for _ in call.outs]
+        for labels in ctx.of(call.args[0]):
+            for dim in range(labels.dim() - spatial, labels.dim()):
+                ctx.tie(labels, labels.narrow(dim, 0, 1))
+                labels = labels.narrow(dim, 0, 1)
+            results[0].append(labels.expand(call.outs[0].shape))
+        return results
+
+    return rule
+
+
+def _spatial(names: str) -> dict[str, Rule]:
+    make: Callable[[int], Rule] = pooling
+    return {f"{name}{n}d": make(n) for name in names.split() for n in (1, 2, 3)}
+
+
+REDUCTION: dict[str, Rule] = {
+    **dict.fromkeys(
+        """mean sum amax amin max min var std prod any all logsumexp linalg_vector_norm norm
+        var_mean std_mean nansum""".split(),
+        reduced,
+    ),
+    **_spatial(
+        """avg_pool max_pool adaptive_avg_pool _adaptive_avg_pool adaptive_max_pool
+        upsample_nearest _upsample_nearest_exact"""
+    ),
+    **{f"max_pool{n}d_with_indices": pooling(n) for n in (1, 2, 3)},
+    "upsample_linear1d": pooling(1),
+    **{
+        name: pooling(2)
+        for name in """upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
+        _upsample_bicubic2d_aa grid_sampler_2d fractional_max_pool2d""".split()
+    },
+    "upsample_trilinear3d": pooling(3),
+}
