@@ -137,6 +137,15 @@ class _Keys:
     block_moves: Mapping[int, bool]
 
 
+def _collapsed(classes: IntArray) -> IntArray:
+    """Size one along the dims on which tied labels turned out to be one class."""
+    for dim in range(classes.ndim):
+        first = classes.take([0], axis=dim)
+        if classes.shape[dim] > 1 and (classes == first).all():
+            classes = first
+    return classes
+
+
 class _Builder:
     """Collects classes into groups, in order of first appearance."""
 
@@ -211,7 +220,7 @@ class _Builder:
             for axis, labels in self.facts.axes.items()
         }
         values = {
-            node: tuple(np.where(c >= 0, self.classes[c], -1) for c in coordinates)
+            node: tuple(_collapsed(np.where(c >= 0, self.classes[c], -1)) for c in coordinates)
             for node, coordinates in self.facts.values.items()
         }
         where: dict[int, list[Axis]] = {}

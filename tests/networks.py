@@ -46,6 +46,10 @@ class Network:
     make: Callable[[int], nn.Module]
     inputs: Callable[[], Inputs]
 
+    def batch(self, size: int, seed: int) -> Inputs:
+        """Other inputs of the same kind: ``size`` of them, drawn with ``seed``."""
+        return noise(*((size, *x.shape[1:]) for x in self.inputs()), seed=seed)
+
     def __str__(self) -> str:
         return self.name
 
@@ -110,7 +114,7 @@ def _vgg() -> nn.Module:
 
 
 def _densenet() -> nn.Module:
-    return DenseNet(6, (2, 2), num_init_features=8, bn_size=2, num_classes=CLASSES)  # type: ignore[arg-type]
+    return DenseNet(6, (2, 2), num_init_features=8, bn_size=2, num_classes=CLASSES)
 
 
 def _mobilenet_v2() -> nn.Module:
@@ -126,7 +130,7 @@ def _mobilenet_v3() -> nn.Module:
         block(16, 3, 48, 24, False, "HS", 2),
         block(24, 5, 72, 24, True, "HS", 1),
     ]
-    return thinned(partial(MobileNetV3, setting, last_channel=80, num_classes=CLASSES), 4)
+    return thinned(partial(MobileNetV3, setting, last_channel=80, num_classes=CLASSES), 2)
 
 
 def _efficientnet() -> nn.Module:
@@ -135,7 +139,7 @@ def _efficientnet() -> nn.Module:
         MBConvConfig(3, 3, 2, 16, 24, 2),
         MBConvConfig(2, 5, 2, 24, 32, 1),
     ]
-    return thinned(partial(EfficientNet, setting, dropout=0.1, num_classes=CLASSES), 4)
+    return thinned(partial(EfficientNet, setting, dropout=0.1, num_classes=CLASSES), 2)
 
 
 def _regnet() -> nn.Module:
@@ -178,9 +182,7 @@ def _network(name: str, build: Callable[[], nn.Module], *shapes: tuple[int, ...]
 
 _SMALL = (2, 3, 8, 8)
 _INSTANCE_NORM: small.Norm = partial(nn.InstanceNorm2d, affine=True)
-_INSTANCE_STATISTICS: small.Norm = partial(
-    nn.InstanceNorm2d, affine=True, track_running_stats=True
-)
+_INSTANCE_STATISTICS: small.Norm = partial(nn.InstanceNorm2d, affine=True, track_running_stats=True)
 _GROUPED = {"groups": 4, "width_per_group": 16}
 
 _ALL = (
@@ -237,6 +239,7 @@ ORDERED = frozenset({"cumsum", "sort"})
 BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
-    unet_transposed separable shared cnn1d cnn3d detector""".split()
+    unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
+    detector two_inputs""".split()
 )
-"""Networks whose only normalisation is BatchNorm and whose hidden channels can all move."""
+"""Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

@@ -66,7 +66,9 @@ class NarrowResNet(nn.Module):
         a, b, c = widths
         self.stem = nn.Sequential(nn.Conv2d(3, a, 3, padding=1, bias=False), norm(a), nn.ReLU())
         self.stages = nn.Sequential(
-            Residual(a, a, 1, norm, gate), Residual(a, b, 2, norm, gate), Residual(b, c, 2, norm, gate)
+            Residual(a, a, 1, norm, gate),
+            Residual(a, b, 2, norm, gate),
+            Residual(b, c, 2, norm, gate),
         )
         self.fc = nn.Linear(c, CLASSES)
 
@@ -136,7 +138,7 @@ class ChannelAttention(nn.Module):
 
 
 class FlattenNet(nn.Module):
-    """No norm at all; feature maps flattened with their positions, the size written as a literal."""
+    """No norm; feature maps flattened with their positions, the size written as a literal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class FlattenNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder and decoder with concatenated skips; up by interpolation or transposed convolution."""
+    """Encoder and decoder with concatenated skips; up by interpolation or transposed conv."""
 
     def __init__(self, transposed: bool) -> None:
         super().__init__()

@@ -1,0 +1,336 @@
+"""The state of a rewrite: the emitted graph, its values with slot labels, its lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from passes.groups import explicit_operators
+from pleas_fx.ir import (
+    GroupId,
+    IntArray,
+    Membership,
+    Program,
+    Symmetry,
+    everyone,
+    letters,
+    members,
+    only,
+)
+from pleas_fx.labels import Labeller, compact, pattern
+from pleas_fx.lanes import SlotTable
+from pleas_fx.rules import RULES
+
+
+class Mismatch(Exception):
+    """The graph can't carry such widths: these groups must stay whole."""
+
+    def __init__(self, groups: Iterable[GroupId], node: str, why: str) -> None:
+        super().__init__(f"{node}: {why}")
+        self.groups = frozenset(groups)
+        self.node = node
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of the source graph: one emitted node a membership."""
+
+    lanes: Mapping[Membership, fx.Node]
+    labelled: bool
+    groups: frozenset[GroupId] = field(default_factory=frozenset)
+
+
+class Walk:
+    """Emits nodes, runs each on the example, and keeps the slot labels of its result."""
+
+    def __init__(
+        self, programs: Sequence[Program], symmetries: Sequence[Symmetry], table: SlotTable
+    ) -> None:
+        self.programs, self.symmetries, self.table = programs, symmetries, table
+        self.layouts = [symmetry.layout for symmetry in symmetries]
+        self.sources = len(programs)
+        self.everyone = everyone(self.sources)
+        self.singles = tuple(only(s) for s in range(self.sources))
+        self.whole_first = (self.everyone, *self.singles)
+        self.slots = {
+            (s, S): table.slot_of(s, S, len(self.layouts[s].group))
+            for s in range(self.sources)
+            for S in {Membership(int(m)) for m in table.membership}
+        }
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.labeller = Labeller(RULES)
+        self.labeller.count = table.size
+        self.env: dict[str, Value] = {}
+        self.inputs = 0
+        self.values: dict[fx.Node, Any] = {}
+        self.made: dict[str, list[fx.Node]] = {}
+        self._memo: dict[Any, fx.Node] = {}
+        self._node: fx.Node | None = None
+
+    # -- the source graph --------------------------------------------------------------------
+
+    def enter(self, node: fx.Node) -> None:
+        """Begin with a node of the source graph."""
+        self._node = node
+        self.labeller.node = node.name
+        self.made[node.name] = []
+
+    def classes(self, node: fx.Node, source: int) -> tuple[IntArray, ...]:
+        """A source value's coordinates, as class ids."""
+        return self.layouts[source].values.get(node.name, ())
+
+    def groups_of(self, classes: Iterable[IntArray]) -> frozenset[GroupId]:
+        """The planned groups among class ids of source 0."""
+        found: set[int] = set()
+        for c in classes:
+            found |= set(np.unique(self.layouts[0].group[c[c >= 0]]).tolist())
+        return frozenset(GroupId(g) for g in found if GroupId(g) in self.table.lanes)
+
+    def labelled(self, node: fx.Node) -> bool:
+        return bool(self.classes(node, 0))
+
+    def operands(self, node: fx.Node) -> list[Value]:
+        return [self.env[n.name] for n in node.all_input_nodes]
+
+    def operand_groups(self, node: fx.Node) -> frozenset[GroupId]:
+        return frozenset().union(*(v.groups for v in self.operands(node)))
+
+    def mismatch(self, node: fx.Node, why: str) -> Mismatch:
+        """A refusal that names every group the node touches."""
+        groups = self.operand_groups(node) | self.groups_of(self.classes(node, 0))
+        return Mismatch(groups, node.name, why)
+
+    def is_whole(self, groups: Iterable[GroupId], membership: Membership) -> bool:
+        """Whether every group keeps all its channels in this lane."""
+        return all(
+            any(
+                lane.membership == membership and self._complete(g, membership, len(lane))
+                for lane in self.table.lanes[g]
+            )
+            for g in groups
+        )
+
+    def _complete(self, group: GroupId, membership: Membership, slots: int) -> bool:
+        sizes = [int((self.layouts[s].group == group).sum()) for s in members(membership)]
+        return slots >= max(sizes)
+
+    # -- the merged graph --------------------------------------------------------------------
+
+    def emit(
+        self,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        substitutes: Mapping[fx.Node, Any] | None = None,
+        name: str | None = None,
+    ) -> fx.Node:
+        """Add a node and run it on the example; an equal node is reused.
+
+        ``substitutes`` stand in for values during the run, to carry other labels.
+        """
+        kwargs = dict(kwargs or {})
+        key = (op, str(target), repr(args), repr(kwargs))
+        if key in self._memo and op != "placeholder":
+            return self._memo[key]
+        value = self._run(op, target, args, kwargs, substitutes or {})
+        node = self.graph.create_node(op, target, args, kwargs, name=name)
+        self._memo[key] = node
+        self.values[node] = value
+        assert self._node is not None
+        self.made[self._node.name].append(node)
+        return node
+
+    def _run(
+        self,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        substitutes: Mapping[fx.Node, Any],
+    ) -> Any:
+        def load(n: fx.Node) -> Any:
+            return substitutes[n] if n in substitutes else self.values[n]
+
+        real_args, real_kwargs = fx.node.map_arg((args, kwargs), load)
+        before = len(self.labeller.ties)
+        assert self._node is not None
+        try:
+            with explicit_operators(), self.labeller:
+                value = self._call(op, target, real_args, real_kwargs)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise self.mismatch(self._node, str(error).splitlines()[0]) from error
+        del self.labeller.sites[:], self.labeller.pins[:], self.labeller.nests[:]
+        if len(self.labeller.ties) > before and self._clash(before):
+            raise self.mismatch(self._node, "channels of different slots would be combined")
+        return value
+
+    def _clash(self, before: int) -> bool:
+        ties = self.labeller.ties[before:]
+        return any(bool((t < self.table.size).all(0).any()) for t in ties)
+
+    def _call(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if op == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if op == "get_attr":
+            owner, _, leaf = str(target).rpartition(".")
+            return getattr(self.root.get_submodule(owner), leaf)
+        return target(*args, **kwargs)
+
+    def keep(self, node: fx.Node, lanes: Mapping[Membership, fx.Node]) -> None:
+        """Set the lanes of a source node's value; lanes without any channel don't exist."""
+        kept = {
+            S: n
+            for S, n in lanes.items()
+            if not (isinstance(self.values[n], Tensor) and self.values[n].numel() == 0)
+        }
+        groups = self.groups_of(self.classes(node, 0))
+        is_tensor = all(isinstance(self.values[n], Tensor) for n in kept.values())
+        labelled = self.labelled(node)
+        if not is_tensor:
+            groups = self.operand_groups(node)
+            labelled = any(v.labelled for v in self.operands(node)) and not _plain(
+                self.values[next(iter(kept.values()))]
+            )
+        self.env[node.name] = Value(kept, labelled, groups)
+
+    def verify(self, node: fx.Node, membership: Membership, emitted: fx.Node) -> None:
+        """The lane holds exactly the channels of its membership, as often as the source does.
+
+        Raises:
+            Mismatch: it doesn't.
+        """
+        value = self.values[emitted]
+        if not isinstance(value, Tensor):
+            return
+        found = [compact(c).reshape(-1).numpy() for c in self.labeller.of(value)]
+        ids = np.concatenate(found) if found else np.zeros(0, np.int64)
+        ids = ids[(ids >= 0) & (ids < self.table.size)]
+        if (self.table.membership[ids] != membership).any():
+            raise self.mismatch(node, "a lane holds channels of another one")
+        for s in members(membership):
+            own = ids[self.table.classes[ids, s] >= 0]
+            if not np.array_equal(np.sort(own), self._expected(node, s, membership)):
+                raise self.mismatch(node, "channels are missing, extra or out of their places")
+
+    def _expected(self, node: fx.Node, source: int, membership: Membership) -> IntArray:
+        lookup = self.slots.get((source, membership))
+        if lookup is None:
+            return np.zeros(0, np.int64)
+        flat = [c[c >= 0].reshape(-1) for c in self.classes(node, source)]
+        slots = lookup[np.concatenate(flat)] if flat else np.zeros(0, np.int64)
+        return np.sort(slots[slots >= 0])
+
+    # -- lanes -------------------------------------------------------------------------------
+
+    def pick(self, value: Value, membership: Membership) -> fx.Node | None:
+        """The node that a lane reads of an operand; None where the operand has no such lane."""
+        exact = value.lanes.get(membership)
+        if exact is not None:
+            return exact
+        nodes = list(value.lanes.values())
+        if nodes and not isinstance(self.values[nodes[0]], Tensor):
+            return self._plain_lane(nodes)
+        if value.labelled:
+            return None
+        around = [S for S in value.lanes if S & membership == membership]
+        if around:
+            return value.lanes[min(around, key=lambda S: len(members(S)))]
+        inside = [n for S, n in value.lanes.items() if S & membership == S]
+        return self.average(list(dict.fromkeys(inside or nodes)))
+
+    def _plain_lane(self, nodes: list[fx.Node]) -> fx.Node | None:
+        first = self.values[nodes[0]]
+        return nodes[0] if all(self.values[n] == first for n in nodes) else None
+
+    def average(self, nodes: list[fx.Node]) -> fx.Node:
+        """The mean of several nodes of one shape."""
+        total = nodes[0]
+        for node in nodes[1:]:
+            total = self.emit("call_function", torch.add, (total, node))
+        if len(nodes) == 1:
+            return total
+        return self.emit("call_function", torch.div, (total, len(nodes)))
+
+    def gather(
+        self, value: Value, membership: Membership, dim: int
+    ) -> tuple[fx.Node, list[Membership]]:
+        """All lanes that a membership may read, joined along ``dim``, and which they are."""
+        readable = [S for S in sorted_lanes(value.lanes) if S & membership]
+        nodes = [value.lanes[S] for S in readable]
+        if len(nodes) == 1:
+            return nodes[0], readable
+        return self.emit("call_function", torch.cat, (nodes, dim)), readable
+
+    def part(
+        self,
+        operand: Value,
+        joined: fx.Node,
+        lanes: list[Membership],
+        lane: Membership,
+        dim: int,
+    ) -> fx.Node:
+        """One lane's share of a result that was computed on several joined lanes."""
+        sizes = [self.values[operand.lanes[S]].shape[dim] for S in lanes]
+        at = lanes.index(lane)
+        if len(lanes) == 1:
+            return joined
+        args = (joined, dim, sum(sizes[:at]), sizes[at])
+        return self.emit("call_function", torch.narrow, args)
+
+    def slots_along(self, emitted: fx.Node, dim: int) -> IntArray | None:
+        """The slot ids along a dim of an emitted value, None when it has no labels there."""
+        value = self.values[emitted]
+        for labels in self.labeller.of(value):
+            if dim % value.dim() in pattern(labels):
+                first = compact(labels)
+                for d in range(first.dim()):
+                    if d != dim % value.dim():
+                        first = first.narrow(d, 0, 1)
+                return first.reshape(-1).numpy().copy()
+        return None
+
+    def label(self, tensor: Tensor, dim: int, slots: IntArray) -> None:
+        """Give one dim of a tensor slot labels, keeping those it has on other dims."""
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        labels = torch.from_numpy(np.asarray(slots)).view(shape).expand(tensor.shape)
+        self.labeller.assign(tensor, [*self.labeller.of(tensor), labels])
+
+    def relabel(self, node: fx.Node, membership: Membership, emitted: fx.Node) -> None:
+        """Give a whole lane the slots of the source value it stands for."""
+        source = members(membership)[0]
+        lookup = self.slots.get((source, membership))
+        value = self.values[emitted]
+        if lookup is None or not isinstance(value, Tensor):
+            return
+        coordinates = [lookup[c] for c in self.classes(node, source) if self.groups_of([c])]
+        labels = [torch.from_numpy(c).expand(value.shape) for c in coordinates]
+        self.labeller.assign(value, labels)
+
+    def lane_name(self, name: str, membership: Membership, alone: bool) -> str:
+        """A module's name in the merged network: the source's own when it has one lane only."""
+        return name if alone else f"{name}_{letters(membership)}"
+
+
+def split(membership: Membership) -> list[Membership]:
+    """The single-source memberships inside one."""
+    return [only(s) for s in members(membership)]
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, (Tensor, tuple, list))
+
+
+def sorted_lanes(lanes: Iterable[Membership]) -> list[Membership]:
+    """Most shared first, then by source."""
+    return sorted(lanes, key=lambda S: (-len(members(S)), S))
