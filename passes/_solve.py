@@ -1,0 +1,367 @@
+"""Fitting one layer: gather rows, solve, write the weights back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from passes._layers import blend_rows
+from passes._lockstep import Network, require_finite
+from passes.rewrite import Site
+from pleas_fx.algebra.ridge import Gram, Solution, solve, solve_dual
+from pleas_fx.extract import positions
+from pleas_fx.ir import IntArray, LayerFit, Program
+from pleas_fx.lanes import blend
+from pleas_fx.rules.modules import contraction, is_depthwise
+from pleas_fx.unfold import (
+    from_matrix,
+    input_rows,
+    output_positions,
+    output_rows,
+    to_matrix,
+)
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+ROW_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+FEWEST_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How layers are fitted."""
+
+    ridge: float
+    rows_per_unknown: int
+    seed: int
+    owners: tuple[int | None, ...]
+    heads: frozenset[str]
+
+
+def fusible(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> bool:
+    """Whether a layer and the norm behind it are one affine map with free coefficients."""
+    if layer.op != "call_module" or norm.op != "call_module":
+        return False
+    second = module.get_submodule(str(norm.target))
+    return (
+        contraction(module.get_submodule(str(layer.target))) is not None
+        and isinstance(second, BATCH_NORMS)
+        and second.affine
+        and second.track_running_stats
+    )
+
+
+class Fitter:
+    """Solves for layers of the merged network, given the values before them."""
+
+    def __init__(
+        self,
+        sources: Sequence[Network],
+        merged: Network,
+        programs: Sequence[Program],
+        settings: Settings,
+    ) -> None:
+        self.sources, self.merged, self.programs = sources, merged, programs
+        self.settings = settings
+        self.layers: list[LayerFit] = []
+
+    # -- entry points --------------------------------------------------------------------------
+
+    def fused(self, site: Site, norm_site: Site) -> None:
+        """Layer and batch norm as one map; the norm keeps true statistics."""
+        layer, norm = self._module(site), self._module(norm_site)
+        prior, bias = self._folded_prior(site, norm_site, layer)
+        solution, mean, variance = self._solve_layer(site, norm_site, layer, prior, bias, True)
+        with torch.no_grad():
+            layer.weight.copy_(from_matrix(layer, solution.weight, layer.weight))
+            if layer.bias is not None:
+                layer.bias.zero_()
+            scale = (variance.clamp_min(0) + norm.eps).sqrt()
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance.clamp_min(0))
+            norm.weight.copy_(scale)
+            norm.bias.copy_(solution.bias.reshape(-1) + mean)
+        self._note(site, solution)
+
+    def single(self, site: Site) -> None:
+        """A layer without a batch norm behind it."""
+        node = self.merged.nodes[site.emitted]
+        if node.op != "call_module":
+            return
+        layer = self._module(site)
+        if contraction(layer) is not None:
+            self._contraction(site, layer)
+        elif isinstance(layer, BATCH_NORMS):
+            self._statistics(site, layer)
+            self._affine(site, layer)
+        elif isinstance(layer, ROW_NORMS):
+            self._affine(site, layer)
+
+    def scale(self, name: str, sites: Mapping[str, Site]) -> None:
+        """A product with a per-channel parameter (a layer scale)."""
+        node = self.merged.nodes[name]
+        operands = [n for n in node.args if isinstance(n, fx.Node)]
+        scales = [n for n in operands if n.op == "get_attr" and n.name in sites]
+        if getattr(node.target, "__name__", "") != "mul" or len(operands) != 2 or len(scales) != 1:
+            return
+        other = operands[0] if operands[1] is scales[0] else operands[1]
+        self._layer_scale(node, other, scales[0], sites[scales[0].name])
+
+    # -- shared steps --------------------------------------------------------------------------
+
+    def _module(self, site: Site) -> Any:
+        return self.merged.module.get_submodule(site.module)
+
+    def _input(self, site: Site) -> str:
+        return self.merged.nodes[site.emitted].all_input_nodes[0].name
+
+    def _batches(self, site: Site) -> list[int]:
+        """The batches a site is fitted on: a source's own head on its own data, where known."""
+        owners = self.settings.owners
+        own = [s for s in range(len(self.sources)) if site.membership == 1 << s]
+        if site.node in self.settings.heads and own and own[0] in owners:
+            return [k for k, owner in enumerate(owners) if owner == own[0]]
+        return list(range(len(owners)))
+
+    def _sample(self, site: Site, module: nn.Module, unknowns: int) -> dict[int, IntArray]:
+        """Output positions per batch: enough rows for the unknowns, spread over all batches."""
+        chosen = self._batches(site)
+        wanted = max(self.settings.rows_per_unknown * unknowns, FEWEST_ROWS)
+        quota = -(-wanted // max(len(chosen), 1))
+        sample = {}
+        for k in chosen:
+            shape = self._target_shape(site, k)
+            rng = np.random.default_rng((self.settings.seed, k, len(self.layers)))
+            sample[k] = positions(rng, output_positions(module, shape), quota)
+        return sample
+
+    def _target_shape(self, site: Site, batch: int) -> torch.Size:
+        shape: torch.Size = self.sources[0].value(site.node, batch).shape
+        return shape
+
+    def _target(self, site: Site, module: nn.Module, batch: int, at: IntArray) -> Tensor:
+        """(rows, outputs): the mean over the sources in a slot, or the owner's value for heads."""
+        owner = self.settings.owners[batch]
+        values = [output_rows(module, s.value(site.node, batch), at) for s in self.sources]
+        if owner is not None and site.node in self.settings.heads:
+            target = _owners_rows(values[owner], site.rows[:, owner])
+        else:
+            target = _mean_rows(values, site.rows)
+        require_finite(target, batch, site.node)
+        return target
+
+    def _note(self, site: Site, solution: Solution) -> None:
+        unknowns = solution.weight.shape[-1]
+        self.layers.append(
+            LayerFit(
+                site.module,
+                solution.residual,
+                solution.rows,
+                unknowns,
+                solution.condition,
+                solution.rank,
+            )
+        )
+
+    # -- contractions --------------------------------------------------------------------------
+
+    def _contraction(self, site: Site, layer: Any) -> None:
+        prior = to_matrix(layer, layer.weight.detach())
+        bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(site.rows))
+        free = layer.bias is not None
+        solution, _, _ = self._solve_layer(site, site, layer, prior, bias.to(prior), free)
+        with torch.no_grad():
+            layer.weight.copy_(from_matrix(layer, solution.weight, layer.weight))
+            if layer.bias is not None:
+                layer.bias.copy_(solution.bias.reshape(-1))
+        self._note(site, solution)
+
+    def _solve_layer(
+        self, site: Site, at_site: Site, layer: Any, prior: Tensor, bias: Tensor, intercept: bool
+    ) -> tuple[Solution, Tensor, Tensor]:
+        """The solution, and mean and variance of the layer's output without its bias."""
+        groups, outputs, unknowns = prior.shape
+        sample = self._sample(at_site, layer, unknowns)
+        total = sum(len(at) for at in sample.values())
+        bias = bias.reshape(groups, outputs)
+        if groups == 1 and total < unknowns:
+            return self._solve_rows(site, at_site, layer, prior, bias, sample, intercept)
+        gram = Gram.zeros(unknowns, outputs, (groups,), prior.device)
+        for k, at in sample.items():
+            z, t = self._rows(site, at_site, layer, k, at)
+            grouped = t.reshape(len(at), groups, outputs).transpose(0, 1)
+            gram.add(z.transpose(0, 1), grouped)
+        solution = solve(gram, prior, bias, self.settings.ridge, intercept=intercept)
+        mean, variance = _output_moments(gram, solution.weight)
+        return solution, mean, variance
+
+    def _solve_rows(
+        self,
+        site: Site,
+        at_site: Site,
+        layer: Any,
+        prior: Tensor,
+        bias: Tensor,
+        sample: Mapping[int, IntArray],
+        intercept: bool,
+    ) -> tuple[Solution, Tensor, Tensor]:
+        parts = [self._rows(site, at_site, layer, k, at) for k, at in sample.items()]
+        z = torch.cat([p[0][:, 0] for p in parts])
+        t = torch.cat([p[1] for p in parts])
+        solution = solve_dual(
+            z, t, prior[0], bias[0], self.settings.ridge, intercept=intercept
+        )
+        made = (z @ solution.weight.to(z).T).double()
+        return solution, made.mean(0), made.var(0, unbiased=False)
+
+    def _rows(
+        self, site: Site, at_site: Site, layer: Any, batch: int, at: IntArray
+    ) -> tuple[Tensor, Tensor]:
+        x = self.merged.value(self._input(site), batch)
+        shape = self._target_shape(at_site, batch)
+        z = input_rows(layer, x, shape, at)
+        require_finite(z, batch, site.node)
+        return z, self._target(at_site, layer, batch, at)
+
+    def _folded_prior(self, site: Site, norm_site: Site, layer: Any) -> tuple[Tensor, Tensor]:
+        """The block average of the sources' weights with their norms folded in."""
+        weights, biases = [], []
+        for program in self.programs:
+            conv: Any = program.module.get_submodule(site.source)
+            norm: Any = program.module.get_submodule(norm_site.source)
+            scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+            entry = contraction(conv)
+            assert entry is not None
+            shape = [1] * conv.weight.dim()
+            shape[entry.out_dim] = -1
+            if entry.out_dim == 1 and conv.groups > 1:
+                scale = torch.ones_like(scale)
+                weights.append(conv.weight.detach())
+            else:
+                weights.append(conv.weight.detach() * scale.view(shape))
+            start = conv.bias.detach() if conv.bias is not None else 0.0
+            biases.append(norm.bias.detach() + (start - norm.running_mean) * scale)
+        return to_matrix(layer, _blended(site, layer, weights)), blend(biases, (0, site.rows))
+
+    # -- norms and scales ----------------------------------------------------------------------
+
+    def _statistics(self, site: Site, norm: Any) -> None:
+        """True running statistics of what reaches a batch norm."""
+        if not norm.track_running_stats:
+            return
+        total = square = 0.0
+        count = 0
+        for k in range(len(self.settings.owners)):
+            x = self.merged.value(self._input(site), k)
+            rows = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
+            count += len(rows)
+            total = total + rows.sum(0)
+            square = square + rows.square().sum(0)
+        mean = torch.as_tensor(total / count)
+        with torch.no_grad():
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_((torch.as_tensor(square / count) - mean.square()).clamp_min(0))
+
+    def _affine(self, site: Site, norm: Any) -> None:
+        """Scale and shift per channel by regression on the normalised value."""
+        if getattr(norm, "weight", None) is None or len(norm.weight) != len(site.rows):
+            return
+        prior = norm.weight.detach().double().view(-1, 1, 1)
+        shift = norm.bias.detach() if norm.bias is not None else torch.zeros_like(norm.weight)
+        with torch.no_grad():
+            norm.weight.fill_(1.0)
+            if norm.bias is not None:
+                norm.bias.zero_()
+        gram = Gram.zeros(1, 1, (len(site.rows),), prior.device)
+        for k, at in self._sample(site, norm, 64).items():
+            with torch.inference_mode():
+                y = norm(self.merged.value(self._input(site), k))
+            z = output_rows(norm, y, at)
+            t = self._target(site, norm, k, at)
+            gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))
+        free = norm.bias is not None
+        solution = solve(gram, prior, shift.view(-1, 1), self.settings.ridge, intercept=free)
+        with torch.no_grad():
+            norm.weight.copy_(solution.weight.reshape(-1))
+            if norm.bias is not None:
+                norm.bias.copy_(solution.bias.reshape(-1))
+        self._note(site, solution)
+
+    def _layer_scale(self, node: fx.Node, other: fx.Node, scale: fx.Node, site: Site) -> None:
+        """A per-channel factor by regression without intercept."""
+        owner, _, leaf = str(scale.target).rpartition(".")
+        parameter = getattr(self.merged.module.get_submodule(owner), leaf)
+        channels = [d for d, n in enumerate(parameter.shape) if n > 1]
+        source_node = self._source_of(node)
+        if len(channels) != 1 or source_node is None or len(site.rows) != parameter.numel():
+            return
+        dim = channels[0] - parameter.dim()
+        gram = Gram.zeros(1, 1, (parameter.numel(),), parameter.device)
+        for k in range(len(self.settings.owners)):
+            z = _channel_rows(self.merged.value(other.name, k), dim)
+            t = _mean_rows(
+                [_channel_rows(s.value(source_node, k), dim) for s in self.sources], site.rows
+            )
+            gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))
+        prior = parameter.detach().double().view(-1, 1, 1)
+        zero = torch.zeros(parameter.numel(), 1, dtype=torch.float64)
+        solution = solve(gram, prior, zero, self.settings.ridge, intercept=False)
+        with torch.no_grad():
+            parameter.copy_(solution.weight.reshape(parameter.shape))
+        self._note(site, solution)
+
+    def _source_of(self, node: fx.Node) -> str | None:
+        return self.origin.get(node.name)
+
+    origin: Mapping[str, str] = {}
+
+
+def _channel_rows(value: Tensor, dim: int) -> Tensor:
+    return value.movedim(dim, -1).reshape(-1, value.shape[dim])
+
+
+def _blended(site: Site, layer: Any, weights: Sequence[Tensor]) -> Tensor:
+    entry = contraction(layer)
+    assert entry is not None
+    if site.local:
+        return blend_rows(weights, site.rows, site.local)
+    if site.columns is None or is_depthwise(layer):
+        return blend(weights, (0, site.rows))
+    return blend(weights, (entry.out_dim, site.rows), (entry.in_dim, site.columns))
+
+
+def _mean_rows(values: Sequence[Tensor], rows: IntArray) -> Tensor:
+    """(positions, outputs): mean over the sources that have an output."""
+    total: Tensor | None = None
+    for s, value in enumerate(values):
+        if (rows[:, s] < 0).all():
+            continue
+        picked = value[:, torch.from_numpy(np.maximum(rows[:, s], 0)).to(value.device)]
+        if (rows[:, s] < 0).any():
+            picked = picked * torch.from_numpy(rows[:, s] >= 0).to(picked)
+        total = picked if total is None else total + picked
+    assert total is not None
+    return total / torch.from_numpy((rows >= 0).sum(1)).to(total).clamp_min(1)
+
+
+def _owners_rows(value: Tensor, own: IntArray) -> Tensor:
+    """The owner's outputs; outputs it doesn't have get the mean of those it has, a low constant."""
+    picked = value[:, torch.from_numpy(np.maximum(own, 0)).to(value.device)]
+    if (own >= 0).all():
+        return picked
+    low = value.mean(1, keepdim=True).expand_as(picked)
+    return torch.where(torch.from_numpy(own >= 0).to(value.device), picked, low)
+
+
+def _output_moments(gram: Gram, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of W z from the sums over z."""
+    n = max(gram.rows, 1)
+    z = gram.z / n
+    covariance = gram.zz / n - z.unsqueeze(-1) * z.unsqueeze(-2)
+    mean = (weight @ z.unsqueeze(-1)).squeeze(-1)
+    variance = ((weight @ covariance) * weight).sum(-1)
+    return mean.reshape(-1), variance.reshape(-1)

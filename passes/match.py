@@ -1,0 +1,186 @@
+"""Match the sources' channels, group by group (DESIGN section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from passes.observe import Statistics, planned_groups
+from pleas_fx.algebra.assignment import consistent
+from pleas_fx.algebra.moments import correlation
+from pleas_fx.ir import Axis, FloatArray, Group, GroupId, IntArray, Matching, Permutation
+from pleas_fx.ir import Program, Symmetry
+from pleas_fx.permuting import occurrences, permuted
+
+SWEEPS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Options of the pass. ``on``: "activations" or "weights"."""
+
+    name: str = "match"
+    on: str = "activations"
+
+    def run(
+        self,
+        programs: Sequence[Program],
+        symmetries: Sequence[Symmetry],
+        statistics: Statistics | None,
+    ) -> Matching:
+        if statistics is None or self.on == "weights":
+            return match_weights(programs, symmetries[0])
+        return match_activations(symmetries[0], statistics)
+
+
+def identity_matching(symmetry: Symmetry, sources: int) -> Matching:
+    """Every channel with the one of the same number."""
+    groups = planned_groups(symmetry)
+    return Matching(
+        {g.id: np.tile(np.arange(g.size), (sources, 1)) for g in groups},
+        {g.id: np.ones(g.size) for g in groups},
+    )
+
+
+def families(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
+    """Groups that move together: those of a block family; every other group alone."""
+    found: dict[tuple[str, int], list[Group]] = {}
+    for group in groups:
+        key = ("family", group.blocks.family) if group.blocks else ("group", int(group.id))
+        found.setdefault(key, []).append(group)
+    return [tuple(members) for members in found.values()]
+
+
+def match_activations(symmetry: Symmetry, statistics: Statistics) -> Matching:
+    """Assignments that maximise the summed Pearson correlation over all places."""
+    sources = statistics.sources
+    base = identity_matching(symmetry, sources)
+    partner, similarity = dict(base.partner), dict(base.similarity)
+    correlations = {g.id: _correlation(g, statistics) for g in planned_groups(symmetry)}
+    for family in families(symmetry.groups):
+        pairs = {
+            (s, t): [_block(correlations[g.id], s, t, g.size) for g in family]
+            for s in range(sources)
+            for t in range(s + 1, sources)
+        }
+        count = family[0].blocks.count if family[0].blocks else None
+        for group, found in zip(family, consistent(pairs, sources, count), strict=True):
+            partner[group.id] = found
+    for group in planned_groups(symmetry):
+        similarity[group.id] = _agreement(correlations[group.id], partner[group.id])
+    return Matching(partner, similarity)
+
+
+def _correlation(group: Group, statistics: Statistics) -> FloatArray:
+    """Mean correlation matrix over the places where a group was observed."""
+    n = group.size * statistics.sources
+    total = np.zeros((n, n))
+    points = statistics.points(group.id)
+    for point in points:
+        total += correlation(point.moments.covariance).numpy()
+    return total / max(len(points), 1)
+
+
+def _block(matrix: FloatArray, s: int, t: int, n: int) -> FloatArray:
+    return matrix[s * n : (s + 1) * n, t * n : (t + 1) * n]
+
+
+def _agreement(matrix: FloatArray, partner: IntArray) -> FloatArray:
+    """Mean over pairs of sources of the correlation of matched channels."""
+    sources, n = partner.shape
+    pairs = [(s, t) for s in range(sources) for t in range(s + 1, sources)]
+    found = [_block(matrix, s, t, n)[partner[s], partner[t]] for s, t in pairs]
+    return np.asarray(np.mean(found, axis=0))
+
+
+def match_weights(programs: Sequence[Program], symmetry: Symmetry) -> Matching:
+    """Git Re-Basin's weight matching (Ainsworth et al. 2023): coordinate descent over groups."""
+    base = identity_matching(symmetry, len(programs))
+    partner = {g: p.copy() for g, p in base.partner.items()}
+    similarity = dict(base.similarity)
+    reference = _weights(programs[0].module, symmetry)
+    for s in range(1, len(programs)):
+        _descend(programs[s], symmetry, reference, partner, s)
+    for group in planned_groups(symmetry):
+        similarity[group.id] = _weight_agreement(programs, symmetry, group, reference, partner)
+    return Matching(partner, similarity)
+
+
+def _weights(module: torch.nn.Module, symmetry: Symmetry) -> dict[str, torch.Tensor]:
+    keys = {axis.key for axis in symmetry.layout.axes}
+    state = module.state_dict()
+    return {key: state[key].double() for key in keys if state[key].is_floating_point()}
+
+
+def _descend(
+    program: Program,
+    symmetry: Symmetry,
+    reference: Mapping[str, torch.Tensor],
+    partner: dict[GroupId, IntArray],
+    source: int,
+) -> None:
+    units = families(symmetry.groups)
+    for _ in range(SWEEPS):
+        changed = False
+        for family in units:
+            order = Permutation({g: p[source] for g, p in partner.items()})
+            moved = _weights(permuted(symmetry, program.module, order), symmetry)
+            scores = [_similarity(symmetry, g, reference, moved) for g in family]
+            count = family[0].blocks.count if family[0].blocks else None
+            steps = consistent({(0, 1): scores}, 2, count)
+            for group, step in zip(family, steps, strict=True):
+                changed |= bool((step[1] != np.arange(group.size)).any())
+                partner[group.id][source] = partner[group.id][source][step[1]]
+        if not changed:
+            return
+
+
+def _similarity(
+    symmetry: Symmetry,
+    group: Group,
+    reference: Mapping[str, torch.Tensor],
+    other: Mapping[str, torch.Tensor],
+) -> FloatArray:
+    """Inner products of what belongs to each channel, every tensor scaled to norm one."""
+    total = np.zeros((group.size, group.size))
+    for axis in group.axes:
+        classes = symmetry.layout.axes[axis]
+        if classes.ndim == 1 and axis.key in reference:
+            a = _channel_rows(reference[axis.key], axis, classes, symmetry, group)
+            b = _channel_rows(other[axis.key], axis, classes, symmetry, group)
+            scale = float(a.norm() * b.norm()) or 1.0
+            total += (a @ b.T / scale).numpy()
+    return total
+
+
+def _channel_rows(
+    tensor: torch.Tensor, axis: Axis, classes: IntArray, symmetry: Symmetry, group: Group
+) -> torch.Tensor:
+    """(channels, everything that belongs to one channel)."""
+    own = np.flatnonzero(symmetry.layout.group[classes] == group.id)
+    channel = symmetry.layout.channel[classes[own]]
+    order = own[np.lexsort((occurrences(classes[own]), channel))]
+    rows = tensor.movedim(axis.dim, 0)[torch.from_numpy(order)]
+    return rows.reshape(group.size, -1)
+
+
+def _weight_agreement(
+    programs: Sequence[Program],
+    symmetry: Symmetry,
+    group: Group,
+    reference: Mapping[str, torch.Tensor],
+    partner: Mapping[GroupId, IntArray],
+) -> FloatArray:
+    """Mean cosine between matched channels' weights."""
+    found = []
+    for s in range(1, len(programs)):
+        order = Permutation({g: p[s] for g, p in partner.items()})
+        moved = _weights(permuted(symmetry, programs[s].module, order), symmetry)
+        score = _similarity(symmetry, group, reference, moved)
+        mine = _similarity(symmetry, group, reference, reference).diagonal()
+        theirs = _similarity(symmetry, group, moved, moved).diagonal()
+        found.append(score.diagonal() / np.sqrt(np.maximum(mine * theirs, 1e-300)))
+    return np.asarray(np.mean(found, axis=0))

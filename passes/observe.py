@@ -1,0 +1,197 @@
+"""Run the sources on the calibration data and sum up the statistics of every group.
+
+All sources see a batch before the next one comes; what is kept are sums (DESIGN section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from pleas_fx.algebra.moments import Moments
+from pleas_fx.errors import CalibrationError
+from pleas_fx.extract import Extractor, Runner, extractor, positions
+from pleas_fx.ir import Group, GroupId, Program, Symmetry
+from pleas_fx.rules.modules import channelwise, contraction, is_depthwise
+
+Batch = tuple[Tensor, ...]
+POINTS = 6  # places per group and kind that are observed
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Joint sums over all sources of one group's channels at one node."""
+
+    node: str
+    moments: Moments  # of (source 0's channels, source 1's channels, …)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the sources do on the data: where groups are read, and where they are made."""
+
+    read: Mapping[GroupId, tuple[Point, ...]]
+    made: Mapping[GroupId, tuple[Point, ...]]
+    sources: int
+
+    def points(self, group: GroupId) -> tuple[Point, ...]:
+        """All places where a group was observed, each once."""
+        seen = {p.node: p for p in (*self.read.get(group, ()), *self.made.get(group, ()))}
+        return tuple(seen.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Options of the pass."""
+
+    name: str = "observe"
+    seed: int = 0
+    rows_per_channel: int = 8
+
+    def run(
+        self, programs: Sequence[Program], symmetries: Sequence[Symmetry], batches: Sequence[Batch]
+    ) -> Statistics:
+        return observe(
+            programs, symmetries, batches, seed=self.seed, rows_per_channel=self.rows_per_channel
+        )
+
+
+def observe(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    batches: Sequence[Batch],
+    *,
+    seed: int,
+    rows_per_channel: int = 8,
+    tick: Callable[[], None] = lambda: None,
+) -> Statistics:
+    """Joint moments of every group at the places where it is read and made.
+
+    Raises:
+        CalibrationError: a source turns a batch into NaN or Inf; names batch and layer.
+    """
+    sums = _Sums(programs, symmetries, len(batches), rows_per_channel)
+    with torch.inference_mode():
+        for number, batch in enumerate(batches):
+            rng = np.random.default_rng((seed, number))
+            sums.add(programs, batch, number, rng)
+            tick()
+    return sums.result()
+
+
+def planned_groups(symmetry: Symmetry) -> tuple[Group, ...]:
+    """The groups that a plan decides about, movable ones first."""
+    return (*symmetry.groups, *symmetry.fixed)
+
+
+class _Sums:
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        symmetries: Sequence[Symmetry],
+        batches: int,
+        rows_per_channel: int,
+    ) -> None:
+        self.sources = len(programs)
+        self.wanted = _wanted(programs[0], symmetries[0])
+        self.extractors: dict[tuple[str, GroupId], list[Extractor]] = {}
+        self.moments: dict[tuple[str, GroupId], Moments] = {}
+        self.quota: dict[tuple[str, GroupId], int] = {}
+        sizes = {g.id: g.size for g in planned_groups(symmetries[0])}
+        for key in {(n, g) for kind in self.wanted for g, nodes in kind.items() for n in nodes}:
+            found = [extractor(s.layout, *key) for s in symmetries]
+            if all(f is not None for f in found) and len({f.index.shape for f in found if f}) == 1:
+                self.extractors[key] = [f for f in found if f is not None]
+                size = sizes[key[1]]
+                self.moments[key] = Moments.zeros(size * self.sources)
+                total = rows_per_channel * self.sources * size + 4096
+                times = self.extractors[key][0].index.shape[0]
+                self.quota[key] = -(-total // (batches * times))
+
+    def add(
+        self, programs: Sequence[Program], batch: Batch, number: int, rng: np.random.Generator
+    ) -> None:
+        by_node: dict[str, list[GroupId]] = {}
+        for node, group in self.extractors:
+            by_node.setdefault(node, []).append(group)
+        samples: dict[tuple[str, GroupId], Tensor] = {}
+        rows: dict[tuple[str, GroupId], list[Tensor]] = {key: [] for key in self.extractors}
+
+        for s, program in enumerate(programs):
+
+            def see(node: fx.Node, value: Any, s: int = s) -> None:
+                for group in by_node.get(node.name, ()):
+                    key = (node.name, group)
+
+                    def sample(total: int, key: tuple[str, GroupId] = key) -> Tensor:
+                        if key not in samples:
+                            chosen = positions(rng, total, self.quota[key])
+                            samples[key] = torch.from_numpy(chosen)
+                        return samples[key].to(value.device)
+
+                    part = self.extractors[key][s].rows(value, sample)
+                    if not bool(torch.isfinite(part).all()):
+                        raise CalibrationError(
+                            f"batch {number}: source {s} has NaN or Inf at node {node.name}"
+                        )
+                    rows[key].append(part)
+
+            Runner(program.module, see).run(*batch)
+        for key, parts in rows.items():
+            self.moments[key].add(torch.cat(parts, 1).float().cpu())
+
+    def result(self) -> Statistics:
+        def collect(wanted: Mapping[GroupId, Sequence[str]]) -> dict[GroupId, tuple[Point, ...]]:
+            return {
+                g: tuple(Point(n, self.moments[n, g]) for n in nodes if (n, g) in self.moments)
+                for g, nodes in wanted.items()
+            }
+
+        return Statistics(collect(self.wanted[0]), collect(self.wanted[1]), self.sources)
+
+
+def _wanted(
+    program: Program, symmetry: Symmetry
+) -> tuple[dict[GroupId, list[str]], dict[GroupId, list[str]]]:
+    """Per group the nodes that its consumers read, and those its producers make (after norms)."""
+    read: dict[GroupId, list[str]] = {}
+    made: dict[GroupId, list[str]] = {}
+    for node in program.module.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = program.module.get_submodule(str(node.target))
+        if contraction(module) is not None and not is_depthwise(module):
+            _note(read, node.all_input_nodes[0], symmetry)
+        if contraction(module) is not None or channelwise(module) is not None:
+            if not _followed_by_norm(program, node):
+                _note(made, node, symmetry)
+    return _thin(read), _thin(made)
+
+
+def _followed_by_norm(program: Program, node: fx.Node) -> bool:
+    users = list(node.users)
+    if len(users) != 1 or users[0].op != "call_module":
+        return False
+    return channelwise(program.module.get_submodule(str(users[0].target))) is not None
+
+
+def _note(where: dict[GroupId, list[str]], node: fx.Node, symmetry: Symmetry) -> None:
+    planned = {g.id for g in planned_groups(symmetry)}
+    for classes in symmetry.layout.values.get(node.name, ()):
+        for group in np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist():
+            if group in planned and node.name not in where.setdefault(group, []):
+                where[group].append(node.name)
+
+
+def _thin(where: dict[GroupId, list[str]]) -> dict[GroupId, list[str]]:
+    """At most ``POINTS`` nodes a group, evenly along the depth."""
+    result = {}
+    for group, nodes in where.items():
+        picks = np.unique(np.linspace(0, len(nodes) - 1, POINTS).round().astype(int))
+        result[group] = [nodes[i] for i in picks]
+    return result

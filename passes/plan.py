@@ -1,0 +1,435 @@
+"""Decide for every channel whether it is merged, kept or dropped (DESIGN section 5).
+
+Per decision unit (a group, a block family, or groups that must stay whole together) selection
+paths with several prices for merging give options; one Lagrangian mix over all of them meets the
+budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passes.match import families
+from passes.observe import Point, Statistics, planned_groups
+from pleas_fx.algebra.selection import MERGED, Path, Problem, select
+from pleas_fx.costs import CostModel, Term
+from pleas_fx.extract import extractor
+from pleas_fx.ir import (
+    Axis,
+    FloatArray,
+    Group,
+    GroupId,
+    GroupPlan,
+    IntArray,
+    Lane,
+    Matching,
+    Membership,
+    Plan,
+    Program,
+    Symmetry,
+    everyone,
+    members,
+    only,
+)
+from pleas_fx.options import ALL_MERGED, APART, STEPS, Decision, Option, allocate
+from pleas_fx.rules.modules import contraction, is_depthwise
+
+PRICES = ((1.0, 1.0), (1.3, 1.0), (1.7, 1.0), (math.inf, 1.0), (1.0, math.inf))
+SINGLES_ONLY = ((math.inf, 1.0),)
+MERGED_ONLY = ((1.0, math.inf),)
+SMALLEST = 2  # channels of a lane: a single channel carries no labels
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What the graph and the heads demand of a plan."""
+
+    whole: tuple[frozenset[GroupId], ...]  # sets of groups that are all merged or all apart
+    outputs: Mapping[GroupId, tuple[Lane, ...]]  # decided by the heads
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """Everything a plan can choose from; budgets are met from it without new statistics."""
+
+    decisions: tuple[Decision, ...]
+    groups: tuple[Group, ...]
+    memberships: tuple[Membership, ...]
+    matching: Matching
+    sizes: Mapping[GroupId, tuple[int, ...]]  # channels per source
+    outputs: Mapping[GroupId, tuple[Lane, ...]]
+
+    @property
+    def sources(self) -> int:
+        return len(self.memberships) - 1
+
+
+def menu(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    matching: Matching,
+    constraints: Constraints,
+    *,
+    prices: Sequence[tuple[float, float]] = PRICES,
+) -> Menu:
+    """The options of every decision, from cached statistics."""
+    sources = len(programs)
+    memberships = (everyone(sources), *(only(s) for s in range(sources)))
+    groups = planned_groups(symmetries[0])
+    decisions: list[Decision] = []
+    whole = _closure(constraints.whole, groups)
+    together = {g for bundle in whole for g in bundle}
+    for family in families(groups):
+        ids = {g.id for g in family}
+        if ids & constraints.outputs.keys() or ids & together:
+            continue
+        decisions.append(_free(programs, symmetries, statistics, matching, family, prices))
+    for bundle in whole:
+        if bundle & constraints.outputs.keys():
+            continue
+        own = [g for g in groups if g.id in bundle]
+        decisions.append(_whole(programs, symmetries, statistics, matching, own, prices))
+    for group, lanes in constraints.outputs.items():
+        decisions.append(_given(group, lanes, memberships, symmetries))
+    sizes = {
+        g.id: tuple(int((s.layout.group == g.id).sum()) for s in symmetries) for g in groups
+    }
+    return Menu(tuple(decisions), groups, memberships, matching, sizes, constraints.outputs)
+
+
+def _closure(
+    bundles: Sequence[frozenset[GroupId]], groups: Sequence[Group]
+) -> list[frozenset[GroupId]]:
+    """Overlapping sets joined; block families as wholes; fixed groups each at least alone."""
+    sets = [set(b) for b in bundles]
+    sets += [{g.id for g in family} for family in families(groups) if len(family) > 1]
+    merged: list[set[GroupId]] = []
+    flagged = {g for b in bundles for g in b}
+    for current in sets:
+        overlapping = [m for m in merged if m & current]
+        for m in overlapping:
+            merged.remove(m)
+            current = current | m
+        merged.append(current)
+    return [frozenset(m) for m in merged if m & flagged]
+
+
+def choose(menu: Menu, model: CostModel, budget: float) -> tuple[Plan, float]:
+    """The plan with the least predicted error whose cost is within ``budget``."""
+    row = {g.id: k for k, g in enumerate(menu.groups)}
+    rows = [[row[g] for g in d.groups] for d in menu.decisions]
+    shape = (len(menu.groups), len(menu.memberships))
+    choice, cost = allocate(menu.decisions, model, rows, budget, shape)
+    return to_plan(menu, choice), cost
+
+
+def uniform(menu: Menu, widths: Mapping[GroupId, float] | float) -> Plan:
+    """Every group at its own width: the best option with no more slots than that."""
+    choice = []
+    for decision in menu.decisions:
+        asked = widths if isinstance(widths, float) else max(
+            (widths[g] for g in decision.groups if g in widths), default=float(menu.sources)
+        )
+        fitting = [k for k, o in enumerate(decision.options) if o.lanes.sum() <= asked + 1e-9]
+        if not fitting:
+            fitting = [int(np.argmin([o.lanes.sum() for o in decision.options]))]
+        choice.append(min(fitting, key=lambda k: _rank(decision.options[k], asked, menu.sources)))
+    return to_plan(menu, choice)
+
+
+def _rank(option: Option, asked: float, sources: int) -> tuple[float, float]:
+    """Least error first; at full width the exact ensemble, otherwise fewer slots on ties."""
+    if asked >= sources and option.path == APART:
+        return (-1.0, 0.0)
+    return (round(option.error, 9), float(option.lanes.sum()))
+
+
+def to_plan(menu: Menu, choice: Sequence[int]) -> Plan:
+    """Slots from options."""
+    plans: list[GroupPlan] = []
+    by_id = {g.id: g for g in menu.groups}
+    total = 0.0
+    for decision, picked in zip(menu.decisions, choice, strict=True):
+        option = decision.options[picked]
+        total += option.error
+        for gid in decision.groups:
+            lanes = menu.outputs.get(gid) or _lanes(menu, decision, option, by_id[gid])
+            plans.append(_group_plan(menu, by_id[gid], lanes, option.error))
+    plans.sort(key=lambda p: p.group)
+    return Plan(tuple(plans), menu.sources, total)
+
+
+def _group_plan(menu: Menu, group: Group, lanes: tuple[Lane, ...], error: float) -> GroupPlan:
+    similarity = menu.matching.similarity[group.id]
+    merged = [lane.channels[:, 0] for lane in lanes if len(members(lane.membership)) > 1]
+    own = np.concatenate(merged) if merged else np.zeros(0, np.int64)
+    own = own[(own >= 0) & (own < len(similarity))]
+    mean = float(similarity[own].mean()) if len(own) else float("nan")
+    return GroupPlan(group.id, group.size, lanes, mean, error, menu.sources)
+
+
+def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tuple[Lane, ...]:
+    """The lanes of one group of a decision, slots in the order of the first member's channels."""
+    partner = menu.matching.partner[group.id]
+    if option.path == APART:
+        return tuple(_single_lane(s, n, menu.sources) for s, n in enumerate(menu.sizes[group.id]))
+    per_unit = group.size // max(decision.units, 1) if decision.units else 1
+    if option.path == ALL_MERGED:
+        return (Lane(menu.memberships[0], partner.T.copy()),)
+    path = decision.paths[option.path]
+    kind, unit = path.kind[: option.length], path.unit[: option.length]
+    lanes = []
+    for k, membership in enumerate(menu.memberships):
+        units = np.sort(unit[kind == (MERGED if k == 0 else k - 1)])
+        slots = (units[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
+        if len(slots):
+            lanes.append(_lane(membership, partner[:, slots], menu.sources))
+    return tuple(lanes)
+
+
+def _lane(membership: Membership, channels: IntArray, sources: int) -> Lane:
+    own = members(membership)
+    table = np.full((channels.shape[1], sources), -1, np.int64)
+    for s in own:
+        table[:, s] = channels[s]
+    return Lane(membership, table[np.argsort(table[:, own[0]], kind="stable")])
+
+
+def _single_lane(source: int, size: int, sources: int) -> Lane:
+    channels = np.tile(np.arange(size), (sources, 1))
+    return _lane(only(source), channels, sources)
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+def _free(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    matching: Matching,
+    family: Sequence[Group],
+    prices: Sequence[tuple[float, float]],
+) -> Decision:
+    """Any selection of channels (of blocks, in a block family)."""
+    sources = len(programs)
+    problem = _problem(programs, symmetries, statistics, matching, family)
+    units = problem.size // problem.unit
+    paths = tuple(
+        select(problem, merged_price=m, single_price=s, limit=units * sources) for m, s in prices
+    )
+    options = [
+        option
+        for k, path in enumerate(paths)
+        for option in _path_options(path, k, units, problem.unit, sources)
+    ]
+    if any(math.isfinite(s) for _, s in prices):
+        options.append(Option(_apart(sources), 0.0, APART, 0))
+    if any(math.isfinite(m) and not math.isfinite(s) for m, s in prices):
+        options.append(Option(_merged(sources), _merged_error(paths, prices), ALL_MERGED, 0))
+    return Decision(tuple(g.id for g in family), tuple(options), paths, units)
+
+
+def _merged_error(paths: Sequence[Path], prices: Sequence[tuple[float, float]]) -> float:
+    return float(
+        min(p.error[-1] for p, (_, s) in zip(paths, prices, strict=True) if not math.isfinite(s))
+    )
+
+
+def _apart(sources: int) -> FloatArray:
+    return np.array([0.0] + [1.0] * sources)
+
+
+def _merged(sources: int) -> FloatArray:
+    return np.array([1.0] + [0.0] * sources)
+
+
+def _path_options(path: Path, index: int, units: int, unit: int, sources: int) -> list[Option]:
+    kinds = np.arange(-1, sources)
+    running = np.cumsum(path.kind[:, None] == kinds[None, :], axis=0)
+    lengths = np.unique(np.linspace(1, len(path), STEPS).round().astype(int)) if len(path) else []
+    options = []
+    for length in lengths:
+        counts = running[length - 1]
+        if _allowed(counts * unit):
+            options.append(Option(counts / units, float(path.error[length]), index, int(length)))
+    return options
+
+
+def _allowed(channels: IntArray) -> bool:
+    """No lane of a single channel, and something to read for every source."""
+    return bool((channels != SMALLEST - 1).all() and (channels[0] + channels[1:] > 0).all())
+
+
+def _whole(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    matching: Matching,
+    groups: Sequence[Group],
+    prices: Sequence[tuple[float, float]],
+) -> Decision:
+    """All merged or all apart."""
+    sources = len(programs)
+    error = 0.0
+    for family in families(groups):
+        problem = _problem(programs, symmetries, statistics, matching, family)
+        units = problem.size // problem.unit
+        path = select(problem, merged_price=1.0, single_price=math.inf, limit=units)
+        error += float(path.error[-1])
+    options = []
+    if any(math.isfinite(s) for _, s in prices):
+        options.append(Option(_apart(sources), 0.0, APART, 0))
+    if any(math.isfinite(m) for m, _ in prices):
+        options.append(Option(_merged(sources), error, ALL_MERGED, 0))
+    return Decision(tuple(g.id for g in groups), tuple(options))
+
+
+def _given(
+    group: GroupId,
+    lanes: tuple[Lane, ...],
+    memberships: Sequence[Membership],
+    symmetries: Sequence[Symmetry],
+) -> Decision:
+    size = int((symmetries[0].layout.group == group).sum())
+    share = {lane.membership: len(lane) / size for lane in lanes}
+    option = Option(np.array([share.get(S, 0.0) for S in memberships]), 0.0, APART, 0)
+    return Decision((group,), (option,))
+
+
+# -- what a group's consumers read ---------------------------------------------------------------
+
+
+def _problem(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    matching: Matching,
+    family: Sequence[Group],
+) -> Problem:
+    """The selection problem of a family: covariances in matched order, unit by unit."""
+    sources = len(programs)
+    blocks = family[0].blocks
+    count = blocks.count if blocks else family[0].size
+    parts = [
+        _group_problem(programs, symmetries, statistics, group, matching.partner[group.id])
+        for group in family
+    ]
+    if blocks is None:
+        return Problem(parts[0][0], parts[0][1])
+    return _joined(parts, count, sources)
+
+
+def _joined(
+    parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: int
+) -> Problem:
+    """Several groups of a block family side by side, each unit's channels in a row."""
+    sizes = [len(w[0]) for _, w in parts]
+    total = sum(sizes)
+    covariance = torch.zeros(sources * total, sources * total, dtype=parts[0][0].dtype)
+    weighting = [torch.zeros(total, total, dtype=parts[0][0].dtype) for _ in range(sources)]
+    place, at = [], 0
+    per_unit = total // count
+    for n in sizes:
+        inner = n // count
+        unit = torch.arange(n) // inner
+        place.append(unit * per_unit + at + torch.arange(n) % inner)
+        at += inner
+    for (c, q), where in zip(parts, place, strict=True):
+        n = len(where)
+        for s in range(sources):
+            weighting[s][where[:, None], where] = q[s]
+            for t in range(sources):
+                rows, columns = where + s * total, where + t * total
+                covariance[rows[:, None], columns] = c[s * n : (s + 1) * n, t * n : (t + 1) * n]
+    return Problem(covariance, weighting, per_unit)
+
+
+def _group_problem(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    group: Group,
+    partner: IntArray,
+) -> tuple[Tensor, list[Tensor]]:
+    sources, n = partner.shape
+    order = torch.from_numpy(np.concatenate([partner[s] + s * n for s in range(sources)]))
+    points = _points(statistics, group) if statistics is not None else ()
+    if not points:
+        identity = torch.eye(n, dtype=torch.float64)
+        return _guess(sources, n), [identity] * sources
+    covariance = torch.zeros(sources * n, sources * n, dtype=torch.float64)
+    weighting = [torch.zeros(n, n, dtype=torch.float64) for _ in range(sources)]
+    for point in points:
+        own = point.moments.covariance[order][:, order]
+        share = float(own.diagonal().sum()) or 1.0
+        covariance += own / share
+        for s in range(sources):
+            q = _read_weight(programs[s], symmetries[s], group, point.node)
+            q = q[torch.from_numpy(partner[s])][:, torch.from_numpy(partner[s])]
+            block = own[s * n : (s + 1) * n, s * n : (s + 1) * n]
+            weighting[s] += q / max(float((q * block).sum()), 1e-300) * share
+    small = torch.float64 if n <= 512 else torch.float32
+    return covariance.to(small), [(w + w.T).to(small) / 2 for w in weighting]
+
+
+def _guess(sources: int, n: int) -> Tensor:
+    """Without data: matched channels correlate a little, all others not at all."""
+    across = torch.full((sources, sources), 0.5, dtype=torch.float64).fill_diagonal_(1.0)
+    return torch.kron(across, torch.eye(n, dtype=torch.float64))
+
+
+def _points(statistics: Statistics, group: Group) -> tuple[Point, ...]:
+    return statistics.read.get(group.id) or statistics.made.get(group.id, ())
+
+
+def _read_weight(program: Program, symmetry: Symmetry, group: Group, node: str) -> Tensor:
+    """(n, n): the sum over a node's consumers of WᵀW; the identity where it has none."""
+    total = torch.zeros(group.size, group.size, dtype=torch.float64)
+    found = False
+    target = next(n for n in program.module.graph.nodes if n.name == node)
+    for user in target.users:
+        if user.op != "call_module":
+            continue
+        module = program.module.get_submodule(str(user.target))
+        part = _module_weight(module, str(user.target), symmetry, group, node)
+        if part is not None:
+            total += part
+            found = True
+    return total if found else torch.eye(group.size, dtype=torch.float64)
+
+
+def _module_weight(
+    module: torch.nn.Module, target: str, symmetry: Symmetry, group: Group, node: str
+) -> Tensor | None:
+    entry = contraction(module)
+    if entry is None or is_depthwise(module) or int(getattr(module, "groups", 1)) > 1:
+        return None
+    classes = symmetry.layout.axes.get(Axis(f"{target}.weight", entry.in_dim))
+    where = extractor_index(symmetry, classes, group)
+    if where is None:
+        return None
+    weight = module.get_parameter("weight").detach().double().movedim(entry.in_dim, 0)
+    total = torch.zeros(group.size, group.size, dtype=torch.float64)
+    for occurrence in where:
+        rows = weight[torch.from_numpy(occurrence)].reshape(group.size, -1)
+        total += rows @ rows.T
+    return total
+
+
+def extractor_index(
+    symmetry: Symmetry, classes: IntArray | None, group: Group
+) -> IntArray | None:
+    """(occurrences, channels): where a group is on a weight axis."""
+    if classes is None or classes.ndim > 1:
+        return None
+    layout = replace(symmetry.layout, values={"axis": (classes,)})
+    found = extractor(layout, "axis", group.id)
+    return None if found is None else found.index.numpy()

@@ -1,0 +1,1 @@
+"""Numerical tools without any network in sight: sums, solves, assignments, selections."""

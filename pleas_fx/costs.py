@@ -1,0 +1,143 @@
+"""What a network costs, and what a merged one would: bilinear in the lanes at a layer's ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pleas_fx.ir import Axis, Count, FloatArray, GroupId, IntArray, Layout, Program
+from pleas_fx.rules.modules import contraction
+
+
+def count(model: nn.Module, inputs: Sequence[Tensor]) -> Count:
+    """Parameters, and multiply-adds x 2 that one example executes."""
+    single = tuple(t[:1] if t.dim() > 1 else t for t in inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*single)
+    params = sum(p.numel() for p in model.parameters())
+    return Count(params, int(counter.get_total_flops()))
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One layer: its cost in a source, and the share of each group at its two ends.
+
+    ``reads`` None: the layer works inside a lane (depthwise, grouped, per channel).
+    Shares sum to one; a group id of -1 stands for channels that aren't planned.
+    """
+
+    flops: float
+    params: float
+    makes: Mapping[int, float]
+    reads: Mapping[int, float] | None
+
+
+def terms(program: Program, layout: Layout) -> tuple[Term, ...]:
+    """One term for every layer with weights."""
+    found = []
+    for node in program.module.graph.nodes:
+        if node.op == "call_module":
+            term = _term(program, layout, node)
+            if term is not None:
+                found.append(term)
+    return tuple(found)
+
+
+def _term(program: Program, layout: Layout, node: fx.Node) -> Term | None:
+    module = program.module.get_submodule(str(node.target))
+    params = float(sum(p.numel() for p in module.parameters()))
+    if params == 0:
+        return None
+    entry = contraction(module)
+    if entry is None:
+        key = next(k for k, _ in module.named_parameters())
+        return Term(0.0, params, _shares(layout, Axis(f"{node.target}.{key}", 0)), None)
+    weight = module.get_parameter("weight")
+    makes = _shares(layout, Axis(f"{node.target}.weight", entry.out_dim))
+    reads = _shares(layout, Axis(f"{node.target}.weight", entry.in_dim))
+    inside = int(getattr(module, "groups", 1)) > 1
+    return Term(_flops(program, node, weight), params, makes, None if inside else reads)
+
+
+def _flops(program: Program, node: fx.Node, weight: Tensor) -> float:
+    """Of one example: every weight is used at every output position (input, if transposed)."""
+    module = program.module.get_submodule(str(node.target))
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    where = node.all_input_nodes[0].name if transposed else node.name
+    shape = program.shapes[where]
+    positions = int(np.prod(shape[1:])) // (shape[-1] if isinstance(module, nn.Linear) else shape[1])
+    return 2.0 * positions * weight.numel()
+
+
+def _shares(layout: Layout, axis: Axis) -> dict[int, float]:
+    classes: IntArray | None = layout.axes.get(axis)
+    if classes is None or classes.ndim > 1:
+        return {-1: 1.0}
+    groups, counts = np.unique(layout.group[classes], return_counts=True)
+    return {int(g): float(c) / len(classes) for g, c in zip(groups, counts, strict=True)}
+
+
+class CostModel:
+    """Relative cost of a merged network, given per group how much of each lane it has.
+
+    ``x[g, S]``: slots of group g with membership ``memberships[S]``, over a source's channels.
+    """
+
+    def __init__(
+        self,
+        layer_terms: Sequence[Term],
+        groups: Sequence[GroupId],
+        memberships: Sequence[int],
+        unplanned: FloatArray,
+        *,
+        resource: str,
+    ) -> None:
+        self.row = {int(g): k for k, g in enumerate(groups)}
+        self.unplanned = len(groups)
+        self.memberships = memberships
+        self.meets = np.array([[float(bool(a & b)) for b in memberships] for a in memberships])
+        self.background = unplanned
+        self.pairs: list[tuple[int, int, float]] = []
+        self.inside: list[tuple[int, float]] = []
+        for term in layer_terms:
+            self._add(term, float(getattr(term, resource)))
+        pairs = np.array(self.pairs, dtype=float).reshape(-1, 3)
+        self._makes, self._reads = pairs[:, 0].astype(int), pairs[:, 1].astype(int)
+        self._weights = pairs[:, 2]
+        inside = np.array(self.inside, dtype=float).reshape(-1, 2)
+        self._own, self._own_weights = inside[:, 0].astype(int), inside[:, 1]
+
+    def _add(self, term: Term, amount: float) -> None:
+        for g, share in term.makes.items():
+            made = self.row.get(g, self.unplanned)
+            if term.reads is None:
+                self.inside.append((made, amount * share))
+                continue
+            for h, part in term.reads.items():
+                self.pairs.append((made, self.row.get(h, self.unplanned), amount * share * part))
+
+    def _full(self, x: FloatArray) -> FloatArray:
+        return np.vstack([x, self.background])
+
+    def total(self, x: FloatArray) -> float:
+        """The cost of a whole network."""
+        full = self._full(x)
+        reading = full @ self.meets
+        pairs = (self._weights * (full[self._makes] * reading[self._reads]).sum(1)).sum()
+        return float(pairs + (self._own_weights * full[self._own].sum(1)).sum())
+
+    def gradient(self, x: FloatArray) -> FloatArray:
+        """Cost of one more unit of every lane, all else equal; (groups, memberships)."""
+        full = self._full(x)
+        reading = full @ self.meets
+        result = np.zeros_like(full)
+        weights = self._weights[:, None]
+        np.add.at(result, self._makes, weights * reading[self._reads])
+        np.add.at(result, self._reads, weights * reading[self._makes])
+        np.add.at(result, self._own, np.repeat(self._own_weights[:, None], full.shape[1], axis=1))
+        return result[:-1]

@@ -1,0 +1,157 @@
+"""The choices a plan has: for every decision, selections with their error, and the best mix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pleas_fx.algebra.selection import Path
+from pleas_fx.costs import CostModel
+from pleas_fx.ir import FloatArray, GroupId
+
+STEPS = 48  # points taken from one selection path
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A prefix of a path (or everything apart, or everything merged) for a set of groups."""
+
+    lanes: FloatArray  # (memberships,) relative to a source's channels
+    error: float
+    path: int  # which path; APART or MERGED
+    length: int
+
+
+APART, ALL_MERGED = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Groups that are decided together, and their options."""
+
+    groups: tuple[GroupId, ...]
+    options: tuple[Option, ...]
+    paths: tuple[Path, ...] = ()
+    units: int = 0
+
+
+def allocate(
+    decisions: Sequence[Decision],
+    model: CostModel,
+    rows: Sequence[Sequence[int]],
+    budget: float,
+    shape: tuple[int, int],
+) -> tuple[list[int], float]:
+    """Choose an option a decision: least total error with ``model.total`` within ``budget``.
+
+    Lagrangian coordinate descent from several starts, then greedy use of what is left. Returns
+    the choices and the cost. When even the cheapest choices exceed the budget they are returned.
+    """
+    solver = _Solver(decisions, model, rows, shape)
+    return solver.solve(budget)
+
+
+class _Solver:
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        model: CostModel,
+        rows: Sequence[Sequence[int]],
+        shape: tuple[int, int],
+    ) -> None:
+        self.decisions, self.model, self.rows = decisions, model, rows
+        self.shape = shape
+        self.errors = [np.array([o.error for o in d.options]) for d in decisions]
+        self.lanes = [np.stack([o.lanes for o in d.options]) for d in decisions]
+
+    def x(self, choice: Sequence[int]) -> FloatArray:
+        result = np.zeros(self.shape)
+        for d, option in enumerate(choice):
+            result[list(self.rows[d])] = self.lanes[d][option]
+        return result
+
+    def error(self, choice: Sequence[int]) -> float:
+        return float(sum(e[c] for e, c in zip(self.errors, choice, strict=True)))
+
+    def solve(self, budget: float) -> tuple[list[int], float]:
+        best: list[int] | None = None
+        cheapest = self._descend(self._starts()[0], 1e12)
+        for start in self._starts():
+            found = self._bisect(start, budget)
+            if found is not None and (best is None or self.error(found) < self.error(best)):
+                best = found
+        if best is None:
+            return cheapest, self.model.total(self.x(cheapest))
+        best = self._fill(best, budget)
+        return best, self.model.total(self.x(best))
+
+    def _starts(self) -> list[list[int]]:
+        """All merged as far as possible, nothing merged, and the middle of every path."""
+        kinds = sorted({o.path for d in self.decisions for o in d.options})
+        return [[self._typical(d, kind) for d in self.decisions] for kind in kinds]
+
+    def _typical(self, decision: Decision, kind: int) -> int:
+        own = [k for k, o in enumerate(decision.options) if o.path == kind]
+        return own[len(own) // 2] if own else 0
+
+    def _bisect(self, start: list[int], budget: float) -> list[int] | None:
+        low, high = 1e-9, 1e6
+        scale = max(self.model.total(self.x(start)), 1e-300)
+        best: list[int] | None = None
+        for _ in range(36):
+            middle = float(np.sqrt(low * high))
+            choice = self._descend(start, middle / scale)
+            if self.model.total(self.x(choice)) <= budget:
+                high = middle
+                if best is None or self.error(choice) < self.error(best):
+                    best = choice
+            else:
+                low = middle
+        return best
+
+    def _descend(self, start: Sequence[int], price: float) -> list[int]:
+        choice = list(start)
+        x = self.x(choice)
+        for _ in range(8):
+            before = list(choice)
+            for d in range(len(self.decisions)):
+                if len(self.errors[d]) == 1:
+                    continue
+                slope = self.model.gradient(x)[list(self.rows[d])].sum(0)
+                choice[d] = int(np.argmin(self.errors[d] + price * (self.lanes[d] @ slope)))
+                x[list(self.rows[d])] = self.lanes[d][choice[d]]
+            if choice == before:
+                break
+        return choice
+
+    def _fill(self, choice: list[int], budget: float) -> list[int]:
+        """Spend what is left where it removes most error per cost."""
+        choice = list(choice)
+        for _ in range(400):
+            x = self.x(choice)
+            spent = self.model.total(x)
+            slope = self.model.gradient(x)
+            move = self._best_move(choice, slope, budget - spent)
+            if move is None:
+                return choice
+            changed = list(choice)
+            changed[move[0]] = move[1]
+            if self.model.total(self.x(changed)) > budget:
+                return choice
+            choice = changed
+        return choice
+
+    def _best_move(
+        self, choice: Sequence[int], slope: FloatArray, slack: float
+    ) -> tuple[int, int] | None:
+        best, score = None, 0.0
+        for d, rows in enumerate(self.rows):
+            gain = self.errors[d][choice[d]] - self.errors[d]
+            extra = (self.lanes[d] - self.lanes[d][choice[d]]) @ slope[list(rows)].sum(0)
+            ratio = np.where((gain > 1e-15) & (extra <= slack), gain / np.maximum(extra, 1e-12), 0)
+            k = int(np.argmax(ratio))
+            if ratio[k] > score:
+                best, score = (d, k), float(ratio[k])
+        return best

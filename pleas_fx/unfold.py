@@ -1,0 +1,96 @@
+"""Layers as matrix products: the rows a layer's weights are multiplied with, and the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pleas_fx.ir import IntArray
+
+
+def is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvTransposeNd)
+
+
+def input_rows(module: nn.Module, x: Tensor, output: torch.Size, at: IntArray) -> Tensor:
+    """(rows, groups, unknowns of a group): what produces the output positions ``at``.
+
+    ``output`` is the layer's output shape (batch, channels, spatial…; or …, features).
+    """
+    if isinstance(module, nn.Linear):
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[torch.from_numpy(at).to(x.device)].unsqueeze(1)
+    layer: Any = module
+    windows = _windows(layer, x)
+    index = np.unravel_index(at, (output[0], *output[2:]))
+    where = [torch.from_numpy(np.asarray(i)).to(x.device) for i in index]
+    picked = windows[where[0], :, *where[1:]]
+    return picked.reshape(len(at), layer.groups, -1)
+
+
+def _windows(layer: Any, x: Tensor) -> Tensor:
+    """A view (batch, channels, *output positions, *kernel)."""
+    spatial = x.dim() - 2
+    stride, x = _prepared(layer, x)
+    for d in range(spatial):
+        reach = (layer.kernel_size[d] - 1) * layer.dilation[d] + 1
+        x = x.unfold(2 + d, reach, stride[d])
+    steps = tuple(slice(None, None, layer.dilation[d]) for d in range(spatial))
+    return x[(..., *steps)]
+
+
+def _prepared(layer: Any, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """Padded input; a transposed convolution is a convolution of its zero-stuffed input."""
+    if not is_transposed(layer):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return layer.stride, F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    spatial = x.dim() - 2
+    stuffed_shape = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)]
+    stuffed = x.new_zeros(*x.shape[:2], *stuffed_shape)
+    stuffed[(slice(None), slice(None), *(slice(None, None, s) for s in layer.stride))] = x
+    pads: list[int] = []
+    for d in reversed(range(spatial)):
+        edge = layer.dilation[d] * (layer.kernel_size[d] - 1) - layer.padding[d]
+        pads += [edge, edge + layer.output_padding[d]]
+    return (1,) * spatial, F.pad(stuffed, pads)
+
+
+def output_rows(module: nn.Module, y: Tensor, at: IntArray) -> Tensor:
+    """(rows, channels) of an output at positions; channels last for linear layers."""
+    channel = y.dim() - 1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+    flat = y.movedim(channel, -1).reshape(-1, y.shape[channel])
+    return flat[torch.from_numpy(at).to(y.device)]
+
+
+def output_positions(module: nn.Module, shape: torch.Size) -> int:
+    """How many rows an output of this shape has."""
+    channel = len(shape) - 1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+    return int(np.prod(shape)) // int(shape[channel])
+
+
+def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """(groups, outputs of a group, unknowns of a group) from a layer's weight."""
+    if isinstance(module, nn.Linear):
+        return weight.unsqueeze(0)
+    layer: Any = module
+    if is_transposed(module):
+        spatial = tuple(range(2, weight.dim()))
+        inputs, outputs = weight.shape[0] // layer.groups, weight.shape[1]
+        split = weight.flip(spatial).reshape(layer.groups, inputs, outputs, *weight.shape[2:])
+        return split.transpose(1, 2).reshape(layer.groups, outputs, -1)
+    return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1)
+
+
+def from_matrix(module: nn.Module, matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`to_matrix`, in the shape and dtype of ``like``."""
+    if is_transposed(module):
+        layer: Any = module
+        spatial = tuple(range(2, like.dim()))
+        inputs, outputs = like.shape[0] // layer.groups, like.shape[1]
+        split = matrix.reshape(layer.groups, outputs, inputs, *like.shape[2:])
+        return split.transpose(1, 2).reshape(like.shape).flip(spatial).to(like)
+    return matrix.reshape(like.shape).to(like)
