@@ -64,9 +64,10 @@ class Fitter:
         merged: Network,
         programs: Sequence[Program],
         settings: Settings,
+        origin: Mapping[str, str],
     ) -> None:
         self.sources, self.merged, self.programs = sources, merged, programs
-        self.settings = settings
+        self.settings, self.origin = settings, origin
         self.layers: list[LayerFit] = []
 
     # -- entry points --------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Fitter:
         if owner is not None and site.node in self.settings.heads:
             target = _owners_rows(values[owner], site.rows[:, owner])
         else:
-            target = _mean_rows(values, site.rows)
+            target = mean_rows(values, site.rows)
         require_finite(target, batch, site.node)
         return target
 
@@ -296,14 +297,14 @@ class Fitter:
         owner, _, leaf = str(scale.target).rpartition(".")
         parameter = getattr(self.merged.module.get_submodule(owner), leaf)
         channels = [d for d, n in enumerate(parameter.shape) if n > 1]
-        source_node = self._source_of(node)
-        if len(channels) != 1 or source_node is None or len(site.rows) != parameter.numel():
+        source_node = self.origin[node.name]
+        if len(channels) != 1 or len(site.rows) != parameter.numel():
             return
         dim = channels[0] - parameter.dim()
         gram = Gram.zeros(1, 1, (parameter.numel(),), parameter.device)
         for k in range(len(self.settings.owners)):
             z = _channel_rows(self.merged.value(other.name, k), dim)
-            t = _mean_rows(
+            t = mean_rows(
                 [_channel_rows(s.value(source_node, k), dim) for s in self.sources], site.rows
             )
             gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))
@@ -313,11 +314,6 @@ class Fitter:
         with torch.no_grad():
             parameter.copy_(solution.weight.reshape(parameter.shape))
         self._note(site, solution)
-
-    def _source_of(self, node: fx.Node) -> str | None:
-        return self.origin.get(node.name)
-
-    origin: Mapping[str, str] = {}
 
 
 def _channel_rows(value: Tensor, dim: int) -> Tensor:
@@ -334,7 +330,7 @@ def _blended(site: Site, layer: Any, weights: Sequence[Tensor]) -> Tensor:
     return blend(weights, (entry.out_dim, site.rows), (entry.in_dim, site.columns))
 
 
-def _mean_rows(values: Sequence[Tensor], rows: IntArray) -> Tensor:
+def mean_rows(values: Sequence[Tensor], rows: IntArray) -> Tensor:
     """(positions, outputs): mean over the sources that have an output."""
     total: Tensor | None = None
     for s, value in enumerate(values):

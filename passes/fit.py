@@ -90,7 +90,8 @@ class _Walk:
         self.merged = Network(rewritten.module, batches, store, "merged")
         self.rewritten = rewritten
         self.sites: Mapping[str, Site] = {site.emitted: site for site in rewritten.sites}
-        self.fitter = Fitter(self.sources, self.merged, programs, settings)
+        origin = {n: source for source, made in rewritten.emitted.items() for n in made}
+        self.fitter = Fitter(self.sources, self.merged, programs, settings, origin)
         self.norm_of = _fused_pairs(programs[0], rewritten)
 
     def step(self, node: fx.Node) -> None:

@@ -166,6 +166,12 @@ def to_plan(menu: Menu, choice: Sequence[int]) -> Plan:
     return Plan(tuple(plans), menu.sources, total)
 
 
+def plan_of_lanes(menu: Menu, lanes: Mapping[GroupId, tuple[Lane, ...]]) -> Plan:
+    """A plan from lanes that were decided elsewhere; its error isn't predicted."""
+    plans = [_group_plan(menu, g, lanes[g.id], float("nan")) for g in menu.groups]
+    return Plan(tuple(sorted(plans, key=lambda p: p.group)), menu.sources)
+
+
 def _group_plan(menu: Menu, group: Group, lanes: tuple[Lane, ...], error: float) -> GroupPlan:
     similarity = menu.matching.similarity[group.id]
     merged = [lane.channels[:, 0] for lane in lanes if len(members(lane.membership)) > 1]
@@ -182,7 +188,7 @@ def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tupl
         return tuple(_single_lane(s, n, menu.sources) for s, n in enumerate(menu.sizes[group.id]))
     per_unit = group.size // max(decision.units, 1) if decision.units else 1
     if option.path == ALL_MERGED:
-        return (Lane(menu.memberships[0], partner.T.copy()),)
+        return (lane_of(menu.memberships[0], partner, menu.sources),)
     path = decision.paths[option.path]
     kind, unit = path.kind[: option.length], path.unit[: option.length]
     lanes = []
@@ -190,11 +196,12 @@ def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tupl
         units = np.sort(unit[kind == (MERGED if k == 0 else k - 1)])
         slots = (units[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
         if len(slots):
-            lanes.append(_lane(membership, partner[:, slots], menu.sources))
+            lanes.append(lane_of(membership, partner[:, slots], menu.sources))
     return tuple(lanes)
 
 
-def _lane(membership: Membership, channels: IntArray, sources: int) -> Lane:
+def lane_of(membership: Membership, channels: IntArray, sources: int) -> Lane:
+    """A lane from matched channels (sources, slots), in the first member's order."""
     own = members(membership)
     table = np.full((channels.shape[1], sources), -1, np.int64)
     for s in own:
@@ -204,7 +211,7 @@ def _lane(membership: Membership, channels: IntArray, sources: int) -> Lane:
 
 def _single_lane(source: int, size: int, sources: int) -> Lane:
     channels = np.tile(np.arange(size), (sources, 1))
-    return _lane(only(source), channels, sources)
+    return lane_of(only(source), channels, sources)
 
 
 # -- options -----------------------------------------------------------------------------------

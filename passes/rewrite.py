@@ -19,7 +19,7 @@ from passes._lanes import Mismatch, Value, Walk
 from passes._layers import Layers, Site
 from passes._nodes import Nodes
 from pleas_fx.errors import IncompatibleModelsError
-from pleas_fx.ir import GroupId, Lane, Membership, Program, Symmetry, everyone, only
+from pleas_fx.ir import GroupId, Lane, Layout, Membership, Program, Symmetry, everyone, only
 from pleas_fx.lanes import SlotTable, slot_table
 
 HEADS = ("separate", "shared", "joint")
@@ -36,6 +36,7 @@ class Rewritten:
     emitted: Mapping[str, tuple[str, ...]]  # source node -> nodes of the merged graph
     lanes: Mapping[str, Mapping[Membership, str]]  # source node -> its lanes
     table: SlotTable
+    layout: Layout  # of source 0
     output_names: tuple[str, ...]
 
 
@@ -112,6 +113,7 @@ def _finish(walk: Walk, layers: Layers, nodes: Nodes) -> Rewritten:
         emitted=emitted,
         lanes=lanes,
         table=walk.table,
+        layout=walk.layouts[0],
         output_names=nodes.output_names,
     )
 

@@ -1,0 +1,114 @@
+"""Check that all sources are the same graph; name the first place where they aren't."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from passes.trace import describe
+from pleas_fx.errors import IncompatibleModelsError, SourceError
+from pleas_fx.ir import Program
+from pleas_fx.rules.modules import contraction
+
+IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_backward_hook")
+
+
+def compare(programs: Sequence[Program], *, same_outputs: bool) -> None:
+    """Compare node by node: operators, constants, layer options, shapes.
+
+    With ``same_outputs`` False the last layers may differ in their number of outputs.
+
+    Raises:
+        IncompatibleModelsError: names the first difference.
+        SourceError: a source has NaN or Inf among its weights.
+    """
+    for s, program in enumerate(programs):
+        _require_finite(program, s)
+    for s, other in enumerate(programs[1:], start=1):
+        _compare_two(programs[0], other, s, same_outputs)
+
+
+def _require_finite(program: Program, source: int) -> None:
+    for key, tensor in program.module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise SourceError(f"source {source}: {key} holds NaN or Inf")
+
+
+def _compare_two(first: Program, other: Program, number: int, same_outputs: bool) -> None:
+    a_nodes, b_nodes = list(first.module.graph.nodes), list(other.module.graph.nodes)
+    tail = set() if same_outputs else last_layers(first)
+    names: dict[str, str] = {}
+    for a, b in zip(a_nodes, b_nodes, strict=False):
+        names[b.name] = a.name
+        reason = _difference(first, other, a, b, names)
+        if reason is None and a.name not in tail:
+            reason = _shape_difference(first, other, a, b)
+        if reason is not None:
+            raise IncompatibleModelsError(
+                f"source {number} differs from source 0 at {describe(a)}: {reason}"
+            )
+    if len(a_nodes) != len(b_nodes):
+        raise IncompatibleModelsError(
+            f"source {number} has {len(b_nodes)} operations, source 0 has {len(a_nodes)}"
+        )
+
+
+def last_layers(program: Program) -> set[str]:
+    """Nodes behind which no layer with weights follows, such layers themselves included."""
+    reaches: dict[fx.Node, bool] = {}
+    for node in reversed(program.module.graph.nodes):
+        reaches[node] = any(reaches[u] or _is_layer(program, u) for u in node.users)
+    return {node.name for node, behind in reaches.items() if not behind}
+
+
+def _is_layer(program: Program, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    return contraction(program.module.get_submodule(str(node.target))) is not None
+
+
+def _difference(
+    first: Program, other: Program, a: fx.Node, b: fx.Node, names: dict[str, str]
+) -> str | None:
+    if a.op != b.op:
+        return f"{a.op} against {b.op}"
+    if a.op == "call_module":
+        one = first.module.get_submodule(str(a.target))
+        two = other.module.get_submodule(str(b.target))
+        if type(one) is not type(two):
+            return f"{type(one).__name__} against {type(two).__name__}"
+        return _option_difference(one, two)
+    if a.op.startswith("call") and str(a.target) != str(b.target):
+        return f"{a.target} against {b.target}"
+    if _plain(a, {}) != _plain(b, names) and a.op != "output":
+        return f"arguments {_plain(a, {})} against {_plain(b, names)}"
+    return None
+
+
+def _plain(node: fx.Node, names: dict[str, str]) -> Any:
+    return fx.node.map_arg(
+        (node.args, node.kwargs), lambda n: _Name(names.get(n.name, n.name))
+    )
+
+
+class _Name(str):
+    """A node's name inside its arguments: equal where the graphs are."""
+
+
+def _option_difference(one: nn.Module, two: nn.Module) -> str | None:
+    for name, value in vars(one).items():
+        if name.startswith("_") or name in IGNORED:
+            continue
+        if isinstance(value, (int, float, str, bool, tuple)) and value != vars(two).get(name):
+            return f"{name} is {value} against {vars(two).get(name)}"
+    return None
+
+
+def _shape_difference(first: Program, other: Program, a: fx.Node, b: fx.Node) -> str | None:
+    one, two = first.shapes.get(a.name), other.shapes.get(b.name)
+    if one != two:
+        return f"shape {one} against {two}"
+    return None

@@ -1,0 +1,125 @@
+"""Find groups whose width the graph can't change, by trying (equal halves, shuffles)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from passes.match import families
+from passes.observe import planned_groups
+from passes.rewrite import Mismatch, rewrite
+from pleas_fx.ir import (
+    Group,
+    GroupId,
+    IntArray,
+    Lane,
+    Membership,
+    Program,
+    Symmetry,
+    everyone,
+    members,
+    only,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Options of the pass."""
+
+    name: str = "probe"
+    heads: str = "separate"
+
+    def run(
+        self,
+        programs: Sequence[Program],
+        symmetries: Sequence[Symmetry],
+        given: Mapping[GroupId, tuple[Lane, ...]],
+    ) -> tuple[frozenset[GroupId], ...]:
+        return probe(programs, symmetries, given, heads=self.heads)
+
+
+def probe(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    given: Mapping[GroupId, tuple[Lane, ...]],
+    *,
+    heads: str,
+) -> tuple[frozenset[GroupId], ...]:
+    """Sets of groups that have to stay whole together.
+
+    Every free group gets irregular widths; where the rewrite refuses, the groups at that place
+    become whole, until it goes through.
+    """
+    whole = whole_sets(symmetries[0], given)
+    groups = planned_groups(symmetries[0])
+    for _ in range(2 * len(groups) + 1):
+        lanes = _irregular(groups, whole, given, len(programs))
+        try:
+            rewrite(programs, symmetries, lanes, heads=heads)
+        except Mismatch as refusal:
+            known = {g for w in whole for g in w}
+            if not refusal.groups - given.keys() or refusal.groups <= known:
+                raise
+            whole = (*whole, refusal.groups - given.keys())
+        else:
+            return whole
+    raise AssertionError("probing doesn't come to an end")
+
+
+def whole_sets(
+    symmetry: Symmetry, given: Mapping[GroupId, tuple[Lane, ...]]
+) -> tuple[frozenset[GroupId], ...]:
+    """What frozen channels demand: an operator that reads them reads them whole."""
+    fixed = {g.id for g in symmetry.fixed} - given.keys()
+    bundles = [frozenset(b & fixed) for b in symmetry.bundles]
+    return tuple(dict.fromkeys([b for b in bundles if b] + [frozenset({g}) for g in fixed]))
+
+
+def _irregular(
+    groups: Sequence[Group],
+    whole: Sequence[frozenset[GroupId]],
+    given: Mapping[GroupId, tuple[Lane, ...]],
+    sources: int,
+) -> dict[GroupId, tuple[Lane, ...]]:
+    """Some channels merged, some apart, some dropped; whole groups all merged."""
+    rng = np.random.default_rng(0)
+    stuck = {g for w in whole for g in w}
+    lanes: dict[GroupId, tuple[Lane, ...]] = dict(given)
+    for family in families(groups):
+        count = family[0].blocks.count if family[0].blocks else family[0].size
+        rigid = any(g.id in stuck for g in family) or count < 2
+        shares = [np.arange(count)] + [np.zeros(0, np.int64)] * sources
+        if not rigid:
+            shares = _shares(rng, count, sources)
+        for group in family:
+            if group.id not in given:
+                lanes[group.id] = _lanes(group, shares, sources, count)
+    return lanes
+
+
+def _shares(rng: np.random.Generator, count: int, sources: int) -> list[IntArray]:
+    order = rng.permutation(count)
+    merged = max(2, int(count * rng.uniform(0.3, 0.6)))
+    rest = order[merged:]
+    parts = [np.sort(order[:merged])]
+    for _ in range(sources):
+        size = int(len(rest) * rng.uniform(0.5, 0.9))
+        parts.append(np.sort(rng.permutation(rest)[:size]) if size >= 2 else rest[:0])
+    return parts
+
+
+def _lanes(
+    group: Group, shares: Sequence[IntArray], sources: int, count: int
+) -> tuple[Lane, ...]:
+    inner = group.size // count
+    memberships: list[Membership] = [everyone(sources), *(only(s) for s in range(sources))]
+    lanes = []
+    for membership, units in zip(memberships, shares, strict=True):
+        if len(units):
+            channels = (units[:, None] * inner + np.arange(inner)).reshape(-1)
+            table = np.full((len(channels), sources), -1, np.int64)
+            table[:, list(members(membership))] = channels[:, None]
+            lanes.append(Lane(membership, table))
+    return tuple(lanes)

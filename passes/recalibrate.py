@@ -1,0 +1,58 @@
+"""Recompute batch norm statistics on data (the correction of Git Re-Basin and REPAIR)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibrate:
+    """Options of the pass."""
+
+    name: str = "recalibrate"
+
+    def run(self, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
+        recalibrate(module, batches)
+
+
+def recalibrate(module: fx.GraphModule, batches: Sequence[Batch]) -> None:
+    """Set every running statistic of ``module`` to its average over the batches, in place."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracking = [m for m in norms if m.track_running_stats]
+    momenta = [m.momentum for m in tracking]
+    for norm in tracking:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    with torch.inference_mode():
+        for batch in batches:
+            module(*batch)
+    for norm, momentum in zip(tracking, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def correct_statistics(
+    module: fx.GraphModule, merged: dict[str, tuple[Tensor, Tensor, Tensor]]
+) -> None:
+    """Without data: means and variances of averaged channels from those of their sources.
+
+    ``merged`` maps a norm's path to (means (sources, n), variances (sources, n), correlation (n)).
+    """
+    with torch.no_grad():
+        for path, (means, variances, correlation) in merged.items():
+            norm = module.get_submodule(path)
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            deviation = variances.sqrt()
+            sources = len(means)
+            own = variances.sum(0)
+            cross = deviation.sum(0).square() - own
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.copy_(means.mean(0))
+            norm.running_var.copy_((own + correlation * cross) / sources**2)

@@ -1,0 +1,238 @@
+"""The public functions: merge, plan, permutation_groups, count, load, export_onnx."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from passes.groups import Groups
+from passes.trace import trace
+from pleas_fx import costs
+from pleas_fx.budget import Budget
+from pleas_fx.calibration import Batches, collect
+from pleas_fx.compiler import METHODS, Clock, Options, compile_models, plan_only
+from pleas_fx.errors import OptionError
+from pleas_fx.heads import Classes
+from pleas_fx.ir import Count, GroupId, Plan, Symmetry
+from pleas_fx.result import MergeResult, RecipeValue
+
+if TYPE_CHECKING:
+    from passes.export import Parity
+
+HEADS = ("separate", "shared", "joint")
+EXAMPLES = 2  # inputs that shapes, groups and the certificate are worked out on
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+def permutation_groups(model: nn.Module, example_inputs: Inputs) -> Symmetry:
+    """The permutation groups of ``model``, with a certificate (float64, relative error).
+
+    Raises:
+        TraceError: the model can't be traced or fails on the example inputs.
+    """
+    return Groups().run(trace(model, as_tuple(example_inputs)))
+
+
+def count(model: nn.Module, example_inputs: Inputs) -> Count:
+    """Parameters, and multiply-adds x 2 that one example executes (as counted by torch)."""
+    return costs.count(model, as_tuple(example_inputs))
+
+
+def merge(
+    models: Sequence[nn.Module],
+    calibration: object = None,
+    *,
+    width: float | None = None,
+    flops: float | None = None,
+    params: float | None = None,
+    latency: float | None = None,
+    widths: Mapping[GroupId, float] | None = None,
+    heads: str = "separate",
+    classes: Classes | None = None,
+    method: str = "pleas",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool | Callable[[str], None] = True,
+    example_inputs: Inputs | None = None,
+    recipe: Mapping[str, RecipeValue] | None = None,
+) -> MergeResult:
+    """Merge two or more networks with the same graph into one (DESIGN; Nasery et al. 2025).
+
+    Args:
+        calibration: (N, …) tensor, batches, ``PerSource`` of these, or None (data-free; needs
+            ``example_inputs``). Labels are ignored.
+        width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
+        heads: "separate" (a tuple, one output a source), "shared" or "joint".
+        classes: for joint heads, every source's class names; equal names share an output.
+        method: "pleas", or a baseline: "average", "permute", "pleas-paper", "side-by-side".
+
+    Raises:
+        PleasError: a subclass for every kind of bad input; the sources are never changed.
+    """
+    options = _options(width, flops, params, latency, widths, heads, classes, method, seed)
+    where = torch.device(device) if device is not None else torch.device("cpu")
+    data, inputs = _data(models, calibration, example_inputs, where)
+    placed = [_placed(m, where) for m in models]
+    clock = Clock(_reporter(progress))
+    compiled = compile_models(placed, inputs, data, options, clock)
+    clock.report("")
+    return MergeResult(
+        model=compiled.rewritten.module,
+        plan=compiled.plan,
+        report=compiled.report,
+        symmetry=compiled.symmetry,
+        inputs=inputs,
+        output_names=compiled.rewritten.output_names,
+        recipe={**_recipe(options), **(recipe or {})},
+    )
+
+
+def plan(
+    models: Sequence[nn.Module],
+    calibration: object = None,
+    *,
+    width: float | None = None,
+    flops: float | None = None,
+    params: float | None = None,
+    latency: float | None = None,
+    widths: Mapping[GroupId, float] | None = None,
+    heads: str = "separate",
+    classes: Classes | None = None,
+    method: str = "pleas",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool | Callable[[str], None] = True,
+    example_inputs: Inputs | None = None,
+) -> Plan:
+    """What :func:`merge` would do with the same arguments, without fitting anything."""
+    options = _options(width, flops, params, latency, widths, heads, classes, method, seed)
+    where = torch.device(device) if device is not None else torch.device("cpu")
+    data, inputs = _data(models, calibration, example_inputs, where)
+    clock = Clock(_reporter(progress))
+    return plan_only([_placed(m, where) for m in models], inputs, data, options, clock)
+
+
+def load(folder: str | Path) -> fx.GraphModule:
+    """The network of an artefact folder, without the sources' classes."""
+    from pleas_fx.artefact import load as load_artefact
+
+    return load_artefact(Path(folder))
+
+
+def export_onnx(
+    model: nn.Module, example_inputs: Inputs, path: str | Path, **options: Any
+) -> Parity:
+    """Write ONNX with a dynamic batch, checked, in parity with ONNX Runtime or an ExportError."""
+    from passes.export import export_onnx as export
+
+    return export(model, as_tuple(example_inputs), Path(path), **options)
+
+
+def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Example inputs as a tuple of tensors."""
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not given or not all(isinstance(t, Tensor) for t in given):
+        raise OptionError("example inputs must be a tensor or a tuple of tensors")
+    return given
+
+
+def _options(
+    width: float | None,
+    flops: float | None,
+    params: float | None,
+    latency: float | None,
+    widths: Mapping[GroupId, float] | None,
+    heads: str,
+    classes: Classes | None,
+    method: str,
+    seed: int,
+) -> Options:
+    given = [b for b in (width, flops, params, latency, widths) if b is not None]
+    if len(given) > 1:
+        raise OptionError("give exactly one of width, flops, params, latency, widths")
+    if heads not in HEADS:
+        raise OptionError(f"heads must be one of {', '.join(HEADS)}, not {heads!r}")
+    if method not in METHODS:
+        raise OptionError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if classes is not None and heads != "joint":
+        raise OptionError('classes only make sense with heads="joint"')
+    budget = Budget(width if given else 1.0, flops, params, latency, widths)
+    return Options(budget, heads, classes, method, seed)
+
+
+def _data(
+    models: Sequence[nn.Module],
+    calibration: object,
+    example_inputs: Inputs | None,
+    device: torch.device,
+) -> tuple[Batches | None, tuple[Tensor, ...]]:
+    given = None if example_inputs is None else as_tuple(example_inputs)
+    if calibration is None:
+        if given is None:
+            raise OptionError("without calibration data, example_inputs are needed")
+        return None, tuple(t.to(device) for t in given)
+    count = len(given) if given is not None else _input_count(models)
+    expected = [tuple(t.shape[1:]) for t in given] if given is not None else None
+    data = collect(calibration, inputs=count, expected=expected)
+    batches = tuple(tuple(t.to(device) for t in batch) for batch in data.batches)
+    examples = given or tuple(t[:EXAMPLES] for t in batches[0])
+    return Batches(batches, data.owners), tuple(t.to(device) for t in examples)
+
+
+def _input_count(models: Sequence[nn.Module]) -> int:
+    """How many tensors a model takes, from its forward signature."""
+    import inspect
+
+    if not models:
+        raise OptionError("a merge needs at least two models, 0 given")
+    parameters = inspect.signature(models[0].forward).parameters.values()
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return max(len(needed), 1)
+
+
+def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on the device; a copy where it would have to move."""
+    import copy
+
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(t.device.type == device.type for t in tensors):
+        return model
+    return copy.deepcopy(model).to(device)
+
+
+def _reporter(progress: bool | Callable[[str], None]) -> Callable[[str], None]:
+    if callable(progress):
+        return progress
+    if not progress or not sys.stderr.isatty():
+        return lambda _: None
+    return lambda name: print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)
+
+
+def _recipe(options: Options) -> dict[str, RecipeValue]:
+    budget = options.budget
+    found: dict[str, RecipeValue] = {
+        "heads": options.heads,
+        "method": options.method,
+        "seed": options.seed,
+    }
+    for name in ("width", "flops", "params", "latency"):
+        value = getattr(budget, name)
+        if value is not None:
+            found[name] = float(value)
+    if budget.widths is not None:
+        found["widths"] = {str(g): float(w) for g, w in budget.widths.items()}
+    if options.classes is not None:
+        found["classes"] = [[str(name) for name in own] for own in options.classes]
+    return found

@@ -1,0 +1,194 @@
+"""Meet a budget with the network that is really emitted: plan, rewrite, count, correct."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from passes.plan import Menu, choose, uniform
+from passes.plan_published import plan_published
+from passes.rewrite import Mismatch, Rewritten, rewrite
+from pleas_fx.costs import CostModel, Term, count, terms
+from pleas_fx.errors import BudgetError, PleasError
+from pleas_fx.ir import GroupId, Plan, Program, Symmetry
+
+ROUNDS = 8
+SNUG = 0.97  # share of the budget that is good enough
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Exactly one of these, relative to one source; widths per group are absolute choices."""
+
+    width: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    widths: Mapping[GroupId, float] | None = None
+
+
+def plan_for(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    menu: Menu,
+    budget: Budget,
+    inputs: tuple[Tensor, ...],
+    *,
+    heads: str,
+    method: str,
+) -> tuple[Plan, Rewritten]:
+    """A plan within the budget, and its rewritten network.
+
+    Raises:
+        BudgetError: nothing within the method's reach meets the budget; states the range.
+    """
+    emit = _Emitter(programs, symmetries, heads)
+    if method in ("average", "permute"):
+        return _fully_merged(menu, budget, emit, inputs, method)
+    if budget.widths is not None or budget.width is not None:
+        return _at_width(menu, budget, emit, method)
+    planner = _planner(menu, symmetries[0], programs[0], budget, method)
+    measure = _measure(budget)
+    base = float(np.mean([measure(p.module, inputs) for p in programs]))
+    asked = budget.flops or budget.params or budget.latency or 0.0
+    if asked <= 0:
+        raise BudgetError(f"a budget must be positive, {asked:g} was asked for")
+    return _search(planner, emit, lambda m: measure(m, inputs) / base, asked, menu.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class _Emitter:
+    programs: Sequence[Program]
+    symmetries: Sequence[Symmetry]
+    heads: str
+
+    def __call__(self, plan: Plan) -> Rewritten:
+        lanes = {g.group: g.lanes for g in plan.groups}
+        try:
+            return rewrite(self.programs, self.symmetries, lanes, heads=self.heads)
+        except Mismatch as refusal:
+            raise PleasError(f"the graph can't carry this plan: {refusal}") from refusal
+
+
+def _fully_merged(
+    menu: Menu, budget: Budget, emit: _Emitter, inputs: tuple[Tensor, ...], method: str
+) -> tuple[Plan, Rewritten]:
+    plan = uniform(menu, 1.0)
+    result = emit(plan)
+    asked = budget.width or budget.flops or budget.params or budget.latency
+    if budget.widths is not None or (budget.width is not None and budget.width != 1.0):
+        raise BudgetError(f"{method} merges everything: its width is 1 (1 to 1)")
+    if budget.width is None:
+        measure = _measure(budget)
+        base = float(np.mean([measure(p.module, inputs) for p in emit.programs]))
+        have = measure(result.module, inputs) / base
+        if asked is None or have > asked * 1.0001:
+            raise BudgetError(f"{method} needs {have:.3f} (feasible from {have:.3f} up)")
+    return plan, result
+
+
+def _at_width(
+    menu: Menu, budget: Budget, emit: _Emitter, method: str
+) -> tuple[Plan, Rewritten]:
+    asked = list(budget.widths.values()) if budget.widths is not None else [budget.width or 0.0]
+    if any(not 0 < w <= menu.sources for w in asked):
+        raise BudgetError(
+            f"a width must be above 0 and at most {menu.sources}, "
+            f"{min(asked):g} to {max(asked):g} was asked for"
+        )
+    if method == "pleas-paper":
+        if budget.width is None:
+            raise BudgetError("pleas-paper takes one width for all groups")
+        plan = plan_published(menu, budget.width)
+        return plan, emit(plan)
+    plan = uniform(menu, budget.widths if budget.widths is not None else float(asked[0]))
+    return plan, emit(plan)
+
+
+Planner = Callable[[float], tuple[Plan, float]]
+Measure = Callable[[nn.Module, tuple[Tensor, ...]], float]
+
+
+def _measure(budget: Budget) -> Measure:
+    if budget.flops is not None:
+        return lambda m, x: float(count(m, x).flops)
+    if budget.params is not None:
+        return lambda m, x: float(count(m, x).params)
+    return seconds
+
+
+def seconds(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """Median seconds of a forward pass."""
+    times = []
+    with torch.inference_mode():
+        model(*inputs)
+        for _ in range(7):
+            start = time.perf_counter()
+            model(*inputs)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def cost_model(menu: Menu, program: Program, symmetry: Symmetry, resource: str) -> CostModel:
+    """The bilinear cost of a program's layers, relative to its own total."""
+    layer_terms = terms(program, symmetry.layout)
+    total = sum(getattr(t, resource) for t in layer_terms) or 1.0
+    scaled = [Term(t.flops / total, t.params / total, t.makes, t.reads) for t in layer_terms]
+    background = np.array([1.0] + [0.0] * menu.sources)
+    ids = [g.id for g in menu.groups]
+    return CostModel(scaled, ids, menu.memberships, background, resource=resource)
+
+
+def _planner(
+    menu: Menu, symmetry: Symmetry, program: Program, budget: Budget, method: str
+) -> Planner:
+    if method == "pleas-paper":
+        return lambda b: (plan_published(menu, min(max(b, 1.0), float(menu.sources))), b)
+    resource = "params" if budget.params is not None else "flops"
+    model = cost_model(menu, program, symmetry, resource)
+    return lambda b: choose(menu, model, b)
+
+
+def _search(
+    planner: Planner,
+    emit: _Emitter,
+    measure: Callable[[nn.Module], float],
+    asked: float,
+    sources: int,
+) -> tuple[Plan, Rewritten]:
+    """Bisect the planner's budget until the emitted network fits snugly."""
+    best: tuple[float, Plan, Rewritten] | None = None
+    low, high = 0.0, float(sources) * 1.5
+    aim = asked
+    least = float("inf")
+    for _ in range(ROUNDS):
+        plan, _ = planner(aim)
+        result = emit(plan)
+        have = measure(result.module)
+        least = min(least, have)
+        if have <= asked * 1.000001:
+            low = max(low, aim)
+            if best is None or have > best[0]:
+                best = (have, plan, result)
+            if have >= SNUG * asked or have >= sources * 0.999:
+                break
+            aim = min((aim + high) / 2 if np.isfinite(high) else aim * 1.2, aim * asked / have)
+        else:
+            high = min(high, aim)
+            aim = max((low + high) / 2 if low else 0.0, aim * asked / have * 0.995)
+            if low and aim <= low:
+                break
+    if best is None:
+        smallest = measure(emit(planner(1e-6)[0]).module)
+        if smallest <= asked:
+            plan = planner(1e-6)[0]
+            return plan, emit(plan)
+        raise BudgetError(
+            f"no network meets {asked:g}: feasible from {min(least, smallest):.3f} to {sources}"
+        )
+    return best[1], best[2]

@@ -1,0 +1,276 @@
+"""The driver: which passes run, in which order, and what each method puts in their place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from passes.compare import compare
+from passes.fit import fit
+from passes.fit_published import fit_published
+from passes.groups import Groups, groups
+from passes.lower import lower
+from passes.match import identity_matching, match_activations, match_weights
+from passes.observe import Statistics, observe
+from passes.plan import MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, Menu, menu
+from passes.probe import probe
+from passes.recalibrate import recalibrate
+from passes.rewrite import Rewritten
+from passes.trace import trace
+from pleas_fx.budget import Budget, plan_for
+from pleas_fx.calibration import Batches
+from pleas_fx.costs import count
+from pleas_fx.data_free import correct
+from pleas_fx.errors import IncompatibleModelsError, OptionError
+from pleas_fx.heads import Classes, given_lanes, head_nodes, output_groups
+from pleas_fx.ir import GroupId, Lane, LayerFit, Matching, Plan, Program, Report, Symmetry
+from passes._solve import Settings
+
+METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user can ask for."""
+
+    budget: Budget
+    heads: str = "separate"
+    classes: Classes | None = None
+    method: str = "pleas"
+    seed: int = 0
+    ridge: float = 1e-4
+    rows_per_unknown: int = 16
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds per pass, and a place to report progress to."""
+
+    report: Callable[[str], None] = lambda _: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        self.report(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The sources, analysed: everything that doesn't depend on a budget or on data."""
+
+    programs: tuple[Program, ...]
+    symmetries: tuple[Symmetry, ...]
+    given: Mapping[GroupId, tuple[Lane, ...]]
+    whole: tuple[frozenset[GroupId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The merged network and how it came about."""
+
+    rewritten: Rewritten
+    plan: Plan
+    report: Report
+    symmetry: Symmetry
+
+
+def prepare(
+    models: Sequence[nn.Module], inputs: tuple[Tensor, ...], options: Options, clock: Clock
+) -> Prepared:
+    """Trace, compare, analyse, and find out which widths the graph allows.
+
+    Raises:
+        TraceError, IncompatibleModelsError, SourceError, OptionError
+    """
+    if len(models) < 2:
+        raise OptionError(f"a merge needs at least two models, {len(models)} given")
+    with clock.time("trace"):
+        programs = tuple(lower(trace(model, inputs)) for model in models)
+        compare(programs, same_outputs=options.heads == "shared")
+    with clock.time("groups"):
+        symmetries = _symmetries(programs)
+    with clock.time("probe"):
+        given = given_lanes(programs, symmetries, options.heads, options.classes)
+        whole = probe(programs, symmetries, given, heads=options.heads)
+    return Prepared(programs, symmetries, given, whole)
+
+
+def _symmetries(programs: Sequence[Program]) -> tuple[Symmetry, ...]:
+    """One analysis, unless the sources' outputs differ in size."""
+    first = Groups().run(programs[0])
+    found = [first]
+    for number, program in enumerate(programs[1:], start=1):
+        if _sizes(program) == _sizes(programs[0]):
+            found.append(first)
+            continue
+        own = groups(program)
+        if _outline(own) != _outline(first):
+            raise IncompatibleModelsError(
+                f"source {number} has other permutation groups than source 0"
+            )
+        found.append(own)
+    return tuple(found)
+
+
+def _sizes(program: Program) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(t.shape) for key, t in program.module.state_dict().items()}
+
+
+def _outline(symmetry: Symmetry) -> list[tuple[int, tuple[object, ...]]]:
+    return [(g.id, g.axes) for g in (*symmetry.groups, *symmetry.fixed)]
+
+
+def build_menu(
+    prepared: Prepared, data: Batches | None, options: Options, clock: Clock
+) -> tuple[Menu, Statistics | None]:
+    """Statistics, matching, and the choices that follow from them."""
+    statistics = None
+    if data is not None and options.method != "average":
+        with clock.time("observe"):
+            statistics = observe(
+                prepared.programs, prepared.symmetries, data.batches, seed=options.seed
+            )
+    with clock.time("match"):
+        matching = _matching(prepared, statistics, options)
+    prices = {"side-by-side": SINGLES_ONLY, "pleas": PRICES, "pleas-paper": (*SINGLES_ONLY, *MERGED_ONLY)}
+    with clock.time("plan"):
+        choices = menu(
+            prepared.programs,
+            prepared.symmetries,
+            statistics,
+            matching,
+            Constraints(prepared.whole, prepared.given),
+            prices=prices.get(options.method, MERGED_ONLY),
+        )
+    return choices, statistics
+
+
+def _matching(
+    prepared: Prepared, statistics: Statistics | None, options: Options
+) -> Matching:
+    if options.method == "average":
+        return identity_matching(prepared.symmetries[0], len(prepared.programs))
+    if statistics is None:
+        return match_weights(prepared.programs, prepared.symmetries[0])
+    return match_activations(prepared.symmetries[0], statistics)
+
+
+def plan_only(
+    models: Sequence[nn.Module],
+    inputs: tuple[Tensor, ...],
+    data: Batches | None,
+    options: Options,
+    clock: Clock,
+) -> Plan:
+    """The plan of a merge, without fitting anything."""
+    prepared = prepare(models, inputs, options, clock)
+    choices, _ = build_menu(prepared, data, options, clock)
+    return _plan(prepared, choices, inputs, options, clock)[0]
+
+
+def _plan(
+    prepared: Prepared, choices: Menu, inputs: tuple[Tensor, ...], options: Options, clock: Clock
+) -> tuple[Plan, Rewritten]:
+    with clock.time("plan"):
+        return plan_for(
+            prepared.programs,
+            prepared.symmetries,
+            choices,
+            options.budget,
+            inputs,
+            heads=options.heads,
+            method=options.method,
+        )
+
+
+def compile_models(
+    models: Sequence[nn.Module],
+    inputs: tuple[Tensor, ...],
+    data: Batches | None,
+    options: Options,
+    clock: Clock,
+) -> Compiled:
+    """All passes in order: trace, groups, observe, match, plan, rewrite, fit."""
+    prepared = prepare(models, inputs, options, clock)
+    choices, _ = build_menu(prepared, data, options, clock)
+    plan, rewritten = _plan(prepared, choices, inputs, options, clock)
+    with clock.time("fit"):
+        layers, peak = _fit(prepared, rewritten, choices, data, options, clock)
+    rewritten.module.requires_grad_(True)
+    report = Report(
+        layers=layers,
+        sources=tuple(count(p.module, inputs) for p in prepared.programs),
+        merged=count(rewritten.module, inputs),
+        seconds=dict(clock.seconds),
+        peak_bytes=peak,
+        warnings=_warnings(prepared, data),
+    )
+    return Compiled(rewritten, plan, report, prepared.symmetries[0])
+
+
+def _fit(
+    prepared: Prepared,
+    rewritten: Rewritten,
+    choices: Menu,
+    data: Batches | None,
+    options: Options,
+    clock: Clock,
+) -> tuple[tuple[LayerFit, ...], int]:
+    if options.method == "average":
+        return (), 0
+    if data is None:
+        correct(prepared.programs, rewritten, choices.matching)
+        return (), 0
+    if options.method == "permute":
+        recalibrate(rewritten.module, data.batches)
+        return (), 0
+    if options.method == "pleas-paper":
+        return (
+            fit_published(
+                prepared.programs,
+                rewritten,
+                data.batches,
+                options.ridge,
+                options.rows_per_unknown,
+                options.seed,
+            ),
+            0,
+        )
+    outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
+    settings = Settings(
+        ridge=options.ridge,
+        rows_per_unknown=options.rows_per_unknown,
+        seed=options.seed,
+        owners=data.owners,
+        heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
+    )
+    fitted = fit(prepared.programs, rewritten, data.batches, settings)
+    return fitted.layers, fitted.peak_bytes
+
+
+def _warnings(prepared: Prepared, data: Batches | None) -> tuple[str, ...]:
+    found = []
+    certificate = prepared.symmetries[0].certificate
+    if certificate.culprits:
+        found.append(f"{len(certificate.culprits)} groups failed their certificate and stay fixed")
+    if prepared.whole:
+        stuck = {g for w in prepared.whole for g in w}
+        found.append(f"{len(stuck)} groups are all merged or all apart: the graph fixes their size")
+    if data is None:
+        found.append("no calibration data: weights are averages, nothing was fitted")
+    return tuple(found)
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """The device to compute on; the CPU unless another one is named."""
+    return torch.device(device or "cpu")

@@ -1,0 +1,111 @@
+"""What becomes of the networks' outputs: one each, one shared, or all classes side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from pleas_fx.errors import IncompatibleModelsError, OptionError
+from pleas_fx.ir import GroupId, Lane, Program, Symmetry, everyone, only
+
+Classes = Sequence[Sequence[Hashable]]
+
+
+def output_groups(program: Program, symmetry: Symmetry) -> frozenset[GroupId]:
+    """The groups of the network's outputs, and what is frozen together with them."""
+    found: set[int] = set()
+    output = next(n for n in program.module.graph.nodes if n.op == "output")
+    for node in output.all_input_nodes:
+        for classes in symmetry.layout.values.get(node.name, ()):
+            found |= set(np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist())
+    grown = True
+    while grown:
+        linked = {g for b in symmetry.bundles if b & found for g in b}
+        grown = not linked <= found
+        found |= linked
+    planned = {g.id for g in (*symmetry.groups, *symmetry.fixed)}
+    return frozenset(GroupId(g) for g in found if g in planned)
+
+
+def head_nodes(
+    program: Program, symmetry: Symmetry, outputs: frozenset[GroupId]
+) -> frozenset[str]:
+    """The nodes of the source graph that carry output groups, or nothing but outputs."""
+    names = set()
+    for node in program.module.graph.nodes:
+        for classes in symmetry.layout.values.get(node.name, ()):
+            if set(np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist()) & outputs:
+                names.add(node.name)
+    output = next(n for n in program.module.graph.nodes if n.op == "output")
+    names |= {n.name for n in tree_leaves(output.args) if isinstance(n, fx.Node)}
+    return frozenset(names)
+
+
+def given_lanes(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    heads: str,
+    classes: Classes | None,
+) -> dict[GroupId, tuple[Lane, ...]]:
+    """Lanes that aren't the planner's choice: the outputs, and axes that no value carries."""
+    outputs = output_groups(programs[0], symmetries[0])
+    lanes: dict[GroupId, tuple[Lane, ...]] = {}
+    for group in outputs:
+        sizes = [int((s.layout.group == group).sum()) for s in symmetries]
+        lanes[group] = _head_lanes(sizes, heads, classes)
+    carried = {
+        int(g)
+        for coordinates in symmetries[0].layout.values.values()
+        for c in coordinates
+        for g in np.unique(symmetries[0].layout.group[c[c >= 0]])
+    }
+    for fixed in (*symmetries[0].groups, *symmetries[0].fixed):
+        if int(fixed.id) not in carried:
+            channels = np.tile(np.arange(fixed.size)[:, None], (1, len(programs)))
+            lanes[fixed.id] = (Lane(everyone(len(programs)), channels),)
+    return lanes
+
+
+def _head_lanes(
+    sizes: Sequence[int], heads: str, classes: Classes | None
+) -> tuple[Lane, ...]:
+    sources = len(sizes)
+    if heads == "separate":
+        return tuple(_own_lane(s, n, sources) for s, n in enumerate(sizes))
+    if heads == "shared":
+        if len(set(sizes)) > 1:
+            raise IncompatibleModelsError(
+                f'heads="shared" needs equal output sizes, the sources have {list(sizes)}'
+            )
+        channels = np.tile(np.arange(sizes[0])[:, None], (1, sources))
+        return (Lane(everyone(sources), channels),)
+    return (Lane(everyone(sources), _joint_channels(sizes, classes)),)
+
+
+def _own_lane(source: int, size: int, sources: int) -> Lane:
+    channels = np.full((size, sources), -1, np.int64)
+    channels[:, source] = np.arange(size)
+    return Lane(only(source), channels)
+
+
+def _joint_channels(sizes: Sequence[int], classes: Classes | None) -> np.ndarray:
+    """One row an output: side by side, or by name where sources share classes."""
+    names = classes or [[(s, k) for k in range(n)] for s, n in enumerate(sizes)]
+    if len(names) != len(sizes) or any(len(c) != n for c, n in zip(names, sizes, strict=True)):
+        raise OptionError(
+            f"classes must name every output of every source: {list(sizes)} outputs"
+        )
+    order = list(dict.fromkeys(name for own in names for name in own))
+    channels = np.full((len(order), len(sizes)), -1, np.int64)
+    for s, own in enumerate(names):
+        for k, name in enumerate(own):
+            channels[order.index(name), s] = k
+    return channels
+
+
+def class_names(classes: Classes) -> list[Hashable]:
+    """The names of a joint head's outputs, in order."""
+    return list(dict.fromkeys(name for own in classes for name in own))
