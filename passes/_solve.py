@@ -331,17 +331,23 @@ def _blended(site: Site, layer: Any, weights: Sequence[Tensor]) -> Tensor:
 
 
 def mean_rows(values: Sequence[Tensor], rows: IntArray) -> Tensor:
-    """(positions, outputs): mean over the sources that have an output."""
+    """(positions, outputs, …): mean over the sources that have an output."""
     total: Tensor | None = None
     for s, value in enumerate(values):
         if (rows[:, s] < 0).all():
             continue
         picked = value[:, torch.from_numpy(np.maximum(rows[:, s], 0)).to(value.device)]
         if (rows[:, s] < 0).any():
-            picked = picked * torch.from_numpy(rows[:, s] >= 0).to(picked)
+            present = torch.from_numpy(rows[:, s] >= 0).to(picked)
+            picked = picked * _along_channels(present, picked)
         total = picked if total is None else total + picked
     assert total is not None
-    return total / torch.from_numpy((rows >= 0).sum(1)).to(total).clamp_min(1)
+    present = torch.from_numpy((rows >= 0).sum(1)).to(total).clamp_min(1)
+    return total / _along_channels(present, total)
+
+
+def _along_channels(per_channel: Tensor, value: Tensor) -> Tensor:
+    return per_channel.view([1, -1] + [1] * (value.dim() - 2))
 
 
 def _owners_rows(value: Tensor, own: IntArray) -> Tensor:

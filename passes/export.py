@@ -12,39 +12,35 @@ import inspect
 import io
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from passes._parity import (
+    Inputs,
+    Parity,
+    batch_of,
+    compare,
+    first_line,
+    larger,
+    outputs,
+    resized,
+)
 from pleas_fx.errors import ExportError
 
 OPSET = 18
 SINGLE_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB, larger weights go to a .data file
-OTHER_BATCH = 3  # a batch size that is never the one an exporter sees
 
-Inputs = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far ONNX Runtime's outputs lie from the network's, relative to their largest value."""
-
-    max_error: float
-    outputs: tuple[tuple[str, float], ...]  # per output, over all batches
-    batches: tuple[int, ...]
-    exporter: str
-
-    def __str__(self) -> str:
-        figures = ", ".join(f"{name} {error:.2e}" for name, error in self.outputs)
-        return f"{figures} at batch {' and '.join(map(str, self.batches))}"
+__all__ = ["Export", "Parity", "export_onnx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +52,7 @@ class Export:
     name: str = "export"
 
     def run(self, model: nn.Module, inputs: Inputs | Tensor, path: str | Path) -> Parity:
+        """Write the file; see :func:`export_onnx`."""
         return export_onnx(
             model, inputs, path, output_names=self.output_names, tolerance=self.tolerance
         )
@@ -79,8 +76,7 @@ def export_onnx(
             ``tolerance``; whatever was at ``path`` is then unchanged.
     """
     target = Path(path)
-    network = copy.deepcopy(model).eval().cpu().float()
-    job = _job(network, _prepared(example_inputs), tuple(output_names), tolerance)
+    job = _job(_copy(model), _prepared(example_inputs), tuple(output_names), tolerance)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnx-") as folder:
@@ -102,23 +98,30 @@ class _Job:
     output_names: tuple[str, ...]
     tolerance: float
 
-    @property
-    def batch(self) -> int:
-        return next((len(x) for x in self.example if x.dim()), 1)
+
+def _copy(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    try:
+        return copy.deepcopy(model).eval().cpu().float()
+    except (RuntimeError, TypeError) as error:
+        raise ExportError(f"the network can't be copied: {first_line(error)}") from error
 
 
 def _prepared(inputs: Inputs | Tensor) -> Inputs:
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not given or not all(isinstance(x, Tensor) for x in given):
+        raise ExportError("example inputs must be a tensor or a tuple of tensors")
     plain = tuple(x.detach().cpu() for x in given)
     return tuple(x.float() if x.is_floating_point() else x for x in plain)
 
 
 def _job(network: nn.Module, example: Inputs, names: tuple[str, ...], tolerance: float) -> _Job:
-    outputs = _outputs(network, example)
-    default = [f"output_{k}" for k in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    found = outputs(network, example)
+    default = [f"output_{k}" for k in range(len(found))] if len(found) > 1 else ["output"]
     names = names or tuple(default)
-    if len(names) != len(outputs):
-        raise ExportError(f"{len(names)} output names for {len(outputs)} outputs: {list(names)}")
+    if len(names) != len(found):
+        raise ExportError(f"{len(names)} output names for {len(found)} outputs: {list(names)}")
     inputs = _input_names(network, len(example))
     if len({*inputs, *names}) != len(inputs) + len(names):
         raise ExportError(f"names of inputs and outputs must differ: {[*inputs, *names]}")
@@ -133,17 +136,6 @@ def _input_names(network: nn.Module, count: int) -> tuple[str, ...]:
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     names += [f"input_{k}" for k in range(len(names), count)]
     return tuple(names[:count])
-
-
-def _outputs(network: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """All output tensors, in order."""
-    try:
-        with torch.no_grad():
-            result = network(*(x.clone() for x in inputs))
-    except Exception as error:
-        batch = next((len(x) for x in inputs if x.dim()), 1)
-        raise ExportError(f"the network fails at batch {batch}: {_line(error)}") from error
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 class _Flat(nn.Module):
@@ -185,16 +177,17 @@ def _by_program(job: _Job, inputs: Inputs, path: Path) -> None:
 def _by_script(job: _Job, inputs: Inputs, path: Path) -> None:
     """TorchScript: records one run."""
     names = [n for n, x in zip(job.input_names, inputs, strict=True) if x.dim()]
-    torch.onnx.export(
-        _Flat(job.network).eval(),
-        inputs,
-        str(path),
-        input_names=list(job.input_names),
-        output_names=list(job.output_names),
-        dynamic_axes={name: {0: "batch"} for name in (*names, *job.output_names)},
-        opset_version=OPSET,
-        dynamo=False,
-    )
+    with _no_descriptor(1):  # C++ prints the whole graph there when it fails
+        torch.onnx.export(
+            _Flat(job.network).eval(),
+            inputs,
+            str(path),
+            input_names=list(job.input_names),
+            output_names=list(job.output_names),
+            dynamic_axes={name: {0: "batch"} for name in (*names, *job.output_names)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
 
 
 EXPORTERS: tuple[tuple[str, Exporter], ...] = (
@@ -219,7 +212,7 @@ def _first_success(job: _Job, path: Path) -> Parity:
     for name, exporter in EXPORTERS:
         try:
             _write(job, exporter, path)
-            return _compare(job, path, name)
+            return _compared(job, path, name)
         except ExportError as error:
             failures.append(f"{name}: {error}")
             for file in path.parent.iterdir():
@@ -229,96 +222,29 @@ def _first_success(job: _Job, path: Path) -> Parity:
 
 def _write(job: _Job, exporter: Exporter, path: Path) -> None:
     """Export a copy, so that what one exporter leaves behind doesn't reach the next."""
-    own = _Job(
-        copy.deepcopy(job.network), job.example, job.input_names, job.output_names, job.tolerance
-    )
-    inputs = _resized(job.example, max(2, job.batch))  # a batch of 1 would be taken for a constant
+    own = replace(job, network=copy.deepcopy(job.network))
+    size = max(2, batch_of(job.example))  # torch.export takes a size of 1 for a constant
     try:
         with _quiet(), torch.no_grad():
-            exporter(own, inputs, path)
+            exporter(own, resized(job.example, size), path)
             onnx.checker.check_model(str(path), full_check=True)
     except OSError:
         raise  # the disk, not the network
     except Exception as error:
-        raise ExportError(_line(error)) from error
+        raise ExportError(first_line(error)) from error
 
 
-# -- parity ------------------------------------------------------------------------------------
-
-
-def _compare(job: _Job, path: Path, exporter: str) -> Parity:
-    session = _session(path)
-    batches = tuple(sorted({job.batch, OTHER_BATCH}))
-    worst = dict.fromkeys(job.output_names, 0.0)
-    for batch in batches:
-        inputs = job.example if batch == job.batch else _resized(job.example, batch)
-        expected = _outputs(job.network, inputs)
-        found = _run(session, job, inputs, batch)
-        for name, a, b in zip(job.output_names, expected, found, strict=True):
-            worst[name] = _larger(worst[name], relative_error(a, b))
-    total = 0.0
-    for error in worst.values():
-        total = _larger(total, error)
-    parity = Parity(total, tuple(worst.items()), batches, exporter)
+def _compared(job: _Job, path: Path, exporter: str) -> Parity:
+    errors = compare(job.network, job.example, path, job.input_names, job.output_names)
+    worst = {
+        name: reduce(larger, (figures[name] for figures in errors.values()))
+        for name in job.output_names
+    }
+    total = reduce(larger, worst.values(), 0.0)
+    parity = Parity(total, tuple(worst.items()), tuple(errors), exporter)
     if not parity.max_error <= job.tolerance:
         raise ExportError(f"ONNX Runtime differs by {parity}, tolerance {job.tolerance:.2e}")
     return parity
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what matters is raised
-    try:
-        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(f"ONNX Runtime doesn't load it: {_line(error)}") from error
-
-
-def _run(
-    session: onnxruntime.InferenceSession, job: _Job, inputs: Inputs, batch: int
-) -> list[Tensor]:
-    known = {value.name for value in session.get_inputs()}
-    feed = {n: x.numpy() for n, x in zip(job.input_names, inputs, strict=True) if n in known}
-    try:
-        found = session.run(list(job.output_names), feed)
-    except Exception as error:
-        raise ExportError(f"ONNX Runtime fails at batch {batch}: {_line(error)}") from error
-    return [torch.as_tensor(value) for value in found]
-
-
-def relative_error(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest expected value; NaN or infinite when they don't fit."""
-    if expected.shape != found.shape:
-        return float("inf")
-    if expected.numel() == 0:
-        return 0.0
-    difference = (expected.double() - found.double()).abs().max().item()
-    scale = expected.double().abs().max().item()
-    if scale == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return difference / scale
-
-
-def _larger(a: float, b: float) -> float:
-    """The larger error; NaN is larger than everything."""
-    return b if b != b or b > a else a
-
-
-def _resized(example: Inputs, batch: int) -> Inputs:
-    """Inputs like the example's with another batch size, no two rows equal."""
-    generator = torch.Generator().manual_seed(0)
-    resized = []
-    for x in example:
-        if not x.dim():
-            resized.append(x)
-            continue
-        rows = x[torch.arange(batch) % max(len(x), 1)]
-        if x.is_floating_point():
-            spread = float(x.std()) if x.numel() > 1 else 0.0
-            noise = torch.randn(rows.shape, generator=generator)
-            rows = rows + noise * (0.3 * spread if spread > 0 else 1.0)
-        resized.append(rows)
-    return tuple(resized)
 
 
 # -- manners -----------------------------------------------------------------------------------
@@ -342,9 +268,20 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an error's root cause that says something."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+@contextlib.contextmanager
+def _no_descriptor(number: int) -> Iterator[None]:
+    """Send what native code writes to a file descriptor nowhere."""
+    if sys.__stdout__ is not None:
+        sys.__stdout__.flush()
+    try:
+        kept = os.dup(number)
+    except OSError:  # closed: nothing can be written there
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)

@@ -144,11 +144,12 @@ def uniform(menu: Menu, widths: Mapping[GroupId, float] | float) -> Plan:
     return to_plan(menu, choice)
 
 
-def _rank(option: Option, asked: float, sources: int) -> tuple[float, float]:
-    """Least error first; at full width the exact ensemble, otherwise fewer slots on ties."""
+def _rank(option: Option, asked: float, sources: int) -> tuple[float, float, float]:
+    """Least error first; on ties nothing dropped, then few slots; at full width all apart."""
     if asked >= sources and option.path == APART:
-        return (-1.0, 0.0)
-    return (round(option.error, 9), float(option.lanes.sum()))
+        return (-1.0, 0.0, 0.0)
+    kept = float(option.lanes[0] * sources + option.lanes[1:].sum())
+    return (round(option.error, 6), -kept, float(option.lanes.sum()))
 
 
 def to_plan(menu: Menu, choice: Sequence[int]) -> Plan:

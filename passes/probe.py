@@ -23,6 +23,8 @@ from pleas_fx.ir import (
     only,
 )
 
+SMALL = 4  # groups below this size are tried whole
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -54,18 +56,33 @@ def probe(
     """
     whole = whole_sets(symmetries[0], given)
     groups = planned_groups(symmetries[0])
-    for _ in range(2 * len(groups) + 1):
-        lanes = _irregular(groups, whole, given, len(programs))
+    passed = 0
+    for _ in range(60 * len(groups) + 60):
+        lanes = _irregular(groups, whole, given, len(programs), passed)
         try:
             rewrite(programs, symmetries, lanes, heads=heads)
         except Mismatch as refusal:
-            known = {g for w in whole for g in w}
-            if not refusal.groups - given.keys() or refusal.groups <= known:
-                raise
-            whole = (*whole, refusal.groups - given.keys())
+            whole = _joined(whole, refusal, given)
+            passed = 0
         else:
-            return whole
+            passed += 1
+            if passed == 2 + 2 * (len(groups) + len(whole)).bit_length():
+                return whole
     raise AssertionError("probing doesn't come to an end")
+
+
+def _joined(
+    whole: Sequence[frozenset[GroupId]],
+    refusal: Mismatch,
+    given: Mapping[GroupId, tuple[Lane, ...]],
+) -> tuple[frozenset[GroupId], ...]:
+    """The groups at a refusal become whole, and one set with all sets they were in."""
+    refused = frozenset(refusal.groups - given.keys())
+    touched = [w for w in whole if w & refused]
+    union = refused.union(*touched)
+    if not refused or (len(touched) == 1 and union == touched[0]):
+        raise refusal
+    return (*(w for w in whole if not w & refused), union)
 
 
 def whole_sets(
@@ -82,21 +99,41 @@ def _irregular(
     whole: Sequence[frozenset[GroupId]],
     given: Mapping[GroupId, tuple[Lane, ...]],
     sources: int,
+    trial: int,
 ) -> dict[GroupId, tuple[Lane, ...]]:
-    """Some channels merged, some apart, some dropped; whole groups all merged."""
-    rng = np.random.default_rng(0)
-    stuck = {g for w in whole for g in w}
+    """Some channels merged, some apart, some dropped; whole sets all merged or all apart.
+
+    All of them are merged in trial 0 and apart in trial 1; the trials after that tell every two
+    sets apart in both ways.
+    """
+    rng = np.random.default_rng(trial)
+    number = {g: k for k, w in enumerate(whole) for g in w}
     lanes: dict[GroupId, tuple[Lane, ...]] = dict(given)
-    for family in families(groups):
+    for k, family in enumerate(families(groups), start=len(whole)):
         count = family[0].blocks.count if family[0].blocks else family[0].size
-        rigid = any(g.id in stuck for g in family) or count < 2
-        shares = [np.arange(count)] + [np.zeros(0, np.int64)] * sources
-        if not rigid:
+        stuck = [number[g.id] for g in family if g.id in number]
+        if stuck or count < SMALL:
+            shares = _all(count, sources, _apart(stuck[0] if stuck else k, trial))
+        else:
             shares = _shares(rng, count, sources)
         for group in family:
             if group.id not in given:
                 lanes[group.id] = _lanes(group, shares, sources, count)
     return lanes
+
+
+def _apart(number: int, trial: int) -> bool:
+    """Whether set ``number`` is apart in a trial: one bit of its number, then its complement."""
+    if trial < 2:
+        return trial == 1
+    bit, flip = divmod(trial - 2, 2)
+    return bool(number >> bit & 1) != bool(flip)
+
+
+def _all(count: int, sources: int, apart: bool) -> list[IntArray]:
+    everything = np.arange(count)
+    none = everything[:0]
+    return [none] + [everything] * sources if apart else [everything] + [none] * sources
 
 
 def _shares(rng: np.random.Generator, count: int, sources: int) -> list[IntArray]:

@@ -1,17 +1,209 @@
+"""Calibration data in any common form, checked and cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from pleas_fx.errors import CalibrationError
+
+Shape = tuple[int, ...]
+
+IMAGE_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values")
+FORMS = "a tensor (N, ...), batches (tensors, tuples (x, y), dicts) or PerSource of these"
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class PerSource:
-    def __init__(self, sources): self.sources=tuple(sources)
+    """Calibration data by owner: entry ``s`` belongs to source ``s``."""
+
+    sources: tuple[object, ...]
+
+    def __init__(self, sources: Iterable[object]) -> None:
+        object.__setattr__(self, "sources", tuple(sources))
+
+
 @dataclass(frozen=True, slots=True)
 class Batches:
-    batches: tuple
-    owners: tuple
-def collect(data, *, inputs=1, batch_size=64, expected=None):
-    if isinstance(data, PerSource):
-        b=[];o=[]
-        for s,d in enumerate(data.sources):
-            c=collect(d); b+=c.batches; o+=[s]*len(c.batches)
-        return Batches(tuple(b),tuple(o))
-    b=tuple((x,) for x in data.split(batch_size))
-    return Batches(b,(None,)*len(b))
+    """Checked batches, one tensor an input, and the source each belongs to (None: not known)."""
+
+    batches: tuple[tuple[Tensor, ...], ...]
+    owners: tuple[int | None, ...]
+
+    @property
+    def examples(self) -> int:
+        """How many examples there are in all batches."""
+        return sum(len(batch[0]) for batch in self.batches)
+
+
+def collect(
+    data: object,
+    *,
+    inputs: int = 1,
+    batch_size: int = 64,
+    expected: Sequence[Shape] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Batches:
+    """Read calibration data once, check it and cut it into batches of at most ``batch_size``.
+
+    Args:
+        data: a tensor or array (N, …), an iterable of batches (tensor; tuple (x, y, …), of which
+            the first ``inputs`` tensors count; dict), or ``PerSource`` of these.
+        expected: the shape of each input without the batch; None: the first batch decides.
+        dtype: what the tensors are converted to; None: left as they are.
+
+    Raises:
+        CalibrationError: naming the batch and what is wrong with it.
+    """
+    reader = _Reader(inputs, batch_size, None if expected is None else list(expected), dtype)
+    if not isinstance(data, PerSource):
+        batches = tuple(reader.read(data, ""))
+        return Batches(batches, (None,) * len(batches))
+    if not data.sources:
+        raise CalibrationError("calibration data is empty: PerSource has no sources")
+    found = [
+        (batch, source)
+        for source, own in enumerate(data.sources)
+        for batch in reader.read(own, f" of source {source}")
+    ]
+    return Batches(tuple(b for b, _ in found), tuple(s for _, s in found))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One pass over the data; ``shapes`` is fixed by the first batch when not given."""
+
+    inputs: int
+    batch_size: int
+    shapes: list[Shape] | None
+    dtype: torch.dtype | None
+
+    def read(self, data: object, where: str) -> Iterator[tuple[Tensor, ...]]:
+        number = -1
+        for number, item in enumerate(self._items(data, where)):
+            tensors = self._tensors(item, f"calibration batch {number}{where}")
+            yield from zip(*(torch.split(t, self.batch_size) for t in tensors), strict=True)
+        if number < 0:
+            raise CalibrationError(f"calibration data{where} is empty: no batches")
+
+    def _items(self, data: object, where: str) -> Iterator[object]:
+        if isinstance(data, (Tensor, np.ndarray, Mapping)) or self._one_batch(data):
+            yield data
+            return
+        if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+            raise CalibrationError(
+                f"calibration data{where} is a Dataset of single examples: wrap it in a DataLoader"
+            )
+        if isinstance(data, (str, bytes, PerSource)) or not isinstance(data, Iterable):
+            raise CalibrationError(
+                f"calibration data{where} has type {type(data).__name__}, expected {FORMS}"
+            )
+        yield from _iterated(data, where)
+
+    def _one_batch(self, data: object) -> bool:
+        """Several inputs side by side, (x1, x2): a list of tensors can't be batches then."""
+        return (
+            self.inputs > 1
+            and isinstance(data, (tuple, list))
+            and len(data) >= self.inputs
+            and all(isinstance(part, (Tensor, np.ndarray)) for part in data)
+        )
+
+    def _tensors(self, item: object, name: str) -> tuple[Tensor, ...]:
+        found = _parts(item, self.inputs, name)
+        if len(found) < self.inputs:
+            raise CalibrationError(
+                f"{name} has {len(found)} tensors, the network takes {self.inputs} inputs"
+            )
+        tensors = tuple(_tensor(part, name) for part in found[: self.inputs])
+        if len({len(t) for t in tensors}) > 1:
+            raise CalibrationError(
+                f"{name}: the inputs have different lengths {[len(t) for t in tensors]}"
+            )
+        self._check_shapes(tensors, name)
+        for number, tensor in enumerate(tensors):
+            _check_finite(tensor, name if self.inputs == 1 else f"{name}, input {number}")
+        return tensors if self.dtype is None else tuple(t.to(self.dtype) for t in tensors)
+
+    def _check_shapes(self, tensors: Sequence[Tensor], name: str) -> None:
+        shapes = [tuple(t.shape[1:]) for t in tensors]
+        if self.shapes is None:
+            self.shapes = shapes
+        for number, (shape, wanted) in enumerate(zip(shapes, self.shapes, strict=False)):
+            if shape != tuple(wanted):
+                which = name if self.inputs == 1 else f"{name}, input {number}"
+                raise CalibrationError(
+                    f"{which} has shape {_show(shape)}, expected {_show(tuple(wanted))}"
+                )
+
+
+def _iterated(data: Iterable[object], where: str) -> Iterator[object]:
+    """The items of a user's iterable; whatever it raises becomes one clear error."""
+    number = 0
+    try:
+        for item in data:
+            yield item
+            number += 1
+    except CalibrationError:
+        raise
+    except Exception as error:
+        raise CalibrationError(
+            f"calibration batch {number}{where} can't be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _parts(item: object, inputs: int, name: str) -> list[Tensor | np.ndarray]:
+    """The tensors of one batch, images first."""
+    if isinstance(item, (Tensor, np.ndarray)):
+        return [item]
+    if isinstance(item, Mapping):
+        known = [item[key] for key in IMAGE_KEYS if key in item] if inputs == 1 else []
+        values = [*known, *item.values()]
+    elif isinstance(item, (tuple, list)):
+        values = list(item)
+    else:
+        raise CalibrationError(f"{name} has type {type(item).__name__}, expected {FORMS}")
+    found = [v for v in values if isinstance(v, (Tensor, np.ndarray))]
+    if not found:
+        raise CalibrationError(f"{name} is a {type(item).__name__} without any tensor")
+    return found
+
+
+def _tensor(value: Tensor | np.ndarray, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+    else:
+        try:
+            tensor = torch.from_numpy(np.array(value))  # a copy: the caller's may be read-only
+        except (TypeError, ValueError) as error:
+            raise CalibrationError(f"{name} is an array of {value.dtype}, not numbers") from error
+    if tensor.dtype == torch.uint8:
+        raise CalibrationError(
+            f"{name} holds uint8 pixels: scale them to [0, 1] and normalise them as in training"
+        )
+    if not tensor.is_floating_point():
+        raise CalibrationError(f"{name} has dtype {tensor.dtype}, expected floating point")
+    if tensor.dim() == 0:
+        raise CalibrationError(f"{name} is a single number, expected a tensor (N, ...)")
+    if tensor.numel() == 0:
+        raise CalibrationError(f"{name} is empty: shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    wrong = ~torch.isfinite(tensor)
+    if not wrong.any():
+        return
+    position = tuple(int(i) for i in wrong.nonzero()[0])
+    kind = "NaN" if torch.isnan(tensor[position]) else "Inf"
+    raise CalibrationError(f"{name} has {kind} at {list(position)}, {int(wrong.sum())} in all")
+
+
+def _show(shape: Shape) -> str:
+    """``(N, 3, 32, 32)``: a shape with the batch in front."""
+    return "(" + ", ".join(["N", *map(str, shape)]) + ")"

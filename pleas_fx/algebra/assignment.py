@@ -10,14 +10,23 @@ from scipy.optimize import linear_sum_assignment
 from pleas_fx.ir import FloatArray, IntArray
 
 SWEEPS = 20
+Similarities = Mapping[tuple[int, int], Sequence[FloatArray]]
 
 
 def assign(similarity: FloatArray) -> IntArray:
-    """For each row the column that is matched with it; maximises the sum, ties keep the order."""
-    clean = np.nan_to_num(similarity, nan=-1e30, posinf=1e30, neginf=-1e30)
-    scale = max(float(np.abs(clean).max(initial=0.0)), 1e-300)
-    tie_break = 1e-12 * scale * np.eye(*clean.shape)
-    return np.asarray(linear_sum_assignment(clean + tie_break, maximize=True)[1], np.int64)
+    """For each row of (n, n) the column it is matched with; maximises the sum.
+
+    Ties keep the order of the columns; NaN and −inf are worse than any number.
+    """
+    finite = np.isfinite(similarity)
+    if not finite.any():
+        return np.arange(len(similarity))
+    low, high = float(similarity[finite].min()), float(similarity[finite].max())
+    span = high - low or 1.0
+    beyond = (len(similarity) + 1) * span
+    scores = np.nan_to_num(similarity - low, nan=-beyond, posinf=beyond, neginf=-beyond)
+    scores += 1e-12 * span * np.eye(*scores.shape)
+    return np.asarray(linear_sum_assignment(scores, maximize=True)[1], np.int64)
 
 
 def assign_blocks(
@@ -33,10 +42,8 @@ def assign_blocks(
     for similarity in similarities:
         inner = len(similarity) // count
         tiles = similarity.reshape(count, inner, count, inner).transpose(0, 2, 1, 3)
-        chosen = np.empty((count, count, inner), np.int64)
-        for a, b in np.ndindex(count, count):
-            chosen[a, b] = assign(tiles[a, b])
-            scores[a, b] += tiles[a, b][np.arange(inner), chosen[a, b]].sum()
+        chosen = _inner(tiles)
+        scores += np.take_along_axis(tiles, chosen[..., None], axis=3).sum((2, 3))
         inside.append(chosen)
     outer = assign(scores)
     channels = tuple(
@@ -45,9 +52,17 @@ def assign_blocks(
     return outer, channels
 
 
-def consistent(
-    similarity: Mapping[tuple[int, int], Sequence[FloatArray]], sources: int, count: int | None
-) -> list[IntArray]:
+def _inner(tiles: FloatArray) -> IntArray:
+    """(count, count, inner): the assignment inside every pair of blocks."""
+    count, _, inner, _ = tiles.shape
+    chosen = np.zeros((count, count, inner), np.int64)
+    if inner > 1:
+        for a, b in np.ndindex(count, count):
+            chosen[a, b] = assign(tiles[a, b])
+    return chosen
+
+
+def consistent(similarity: Similarities, sources: int, count: int | None) -> list[IntArray]:
     """One matching for all sources, without contradiction around any cycle.
 
     ``similarity[s, t]`` with s < t holds a matrix a group (one group, or a family with ``count``
@@ -62,44 +77,37 @@ def consistent(
         return partner
     best = _total(similarity, partner, sources)
     for _ in range(SWEEPS):
-        for s in range(1, sources):
+        for s in range(sources):
             _rematch(similarity, partner, s, [t for t in range(sources) if t != s], count)
         score = _total(similarity, partner, sources)
-        if score <= best * (1 + 1e-12):
+        if score <= best + 1e-12 * abs(best):
             break
         best = score
-    return partner
+    return [p[:, np.argsort(p[0])] for p in partner]
 
 
-def _pair(
-    similarity: Mapping[tuple[int, int], Sequence[FloatArray]], s: int, t: int, k: int
-) -> FloatArray:
+def _pair(similarity: Similarities, s: int, t: int, k: int) -> FloatArray:
     return similarity[s, t][k] if s < t else similarity[t, s][k].T
 
 
 def _rematch(
-    similarity: Mapping[tuple[int, int], Sequence[FloatArray]],
+    similarity: Similarities,
     partner: list[IntArray],
     s: int,
-    others: Sequence[int] | range,
+    others: Sequence[int],
     count: int | None,
 ) -> None:
+    """The best channels of source ``s`` for the slots as the ``others`` fill them."""
     sums = [
-        sum(_pair(similarity, t, s, k)[p[t]] for t in others) for k, p in enumerate(partner)
+        np.sum([_pair(similarity, t, s, k)[p[t]] for t in others], axis=0)
+        for k, p in enumerate(partner)
     ]
-    if count is None:
-        for p, total in zip(partner, sums, strict=True):
-            p[s] = assign(np.asarray(total))
-        return
-    _, channels = assign_blocks([np.asarray(m) for m in sums], count)
-    for p, own in zip(partner, channels, strict=True):
+    found = [assign(m) for m in sums] if count is None else assign_blocks(sums, count)[1]
+    for p, own in zip(partner, found, strict=True):
         p[s] = own
 
 
-def _total(
-    similarity: Mapping[tuple[int, int], Sequence[FloatArray]], partner: list[IntArray], n: int
-) -> float:
-    pairs = [(s, t) for s in range(n) for t in range(s + 1, n)]
-    return float(
-        sum(similarity[s, t][k][p[s], p[t]].sum() for k, p in enumerate(partner) for s, t in pairs)
-    )
+def _total(similarity: Similarities, partner: list[IntArray], sources: int) -> float:
+    pairs = [(s, t) for s in range(sources) for t in range(s + 1, sources)]
+    matched = [similarity[s, t][k][p[s], p[t]] for k, p in enumerate(partner) for s, t in pairs]
+    return float(sum(np.nansum(m) for m in matched))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CHUNK = 16384  # rows of one product: bounds memory, and float32 sums stay short
+
 
 @dataclass(slots=True)
 class Moments:
@@ -15,22 +17,26 @@ class Moments:
     count: int
     total: Tensor  # (n,) float64
     square: Tensor  # (n, n) float64
-    shift: Tensor | None = None  # (n,)
+    shift: Tensor | None = None  # (n,): mean of the first rows; None before there are any
 
     @classmethod
     def zeros(cls, size: int, device: torch.device | str = "cpu") -> Moments:
         """Empty sums of ``size`` variables."""
-        options = {"dtype": torch.float64, "device": device}
-        return cls(0, torch.zeros(size, **options), torch.zeros(size, size, **options))  # type: ignore[arg-type]
+        total = torch.zeros(size, dtype=torch.float64, device=device)
+        return cls(0, total, torch.zeros(size, size, dtype=torch.float64, device=device))
 
     def add(self, rows: Tensor) -> None:
-        """Add rows (r, n)."""
+        """Add rows (r, n): products in the rows' precision, sums in float64."""
+        if len(rows) == 0:
+            return
+        rows = at_least_float32(rows)
         if self.shift is None:
-            self.shift = rows.double().mean(0).to(rows.dtype)
-        centred = rows - self.shift
+            self.shift = rows.mean(0, dtype=torch.float64).to(rows.dtype)
+        for part in rows.split(CHUNK):
+            centred = part - self.shift
+            self.total += centred.sum(0, dtype=torch.float64)
+            self.square += (centred.T @ centred).double()
         self.count += len(rows)
-        self.total += centred.sum(0, dtype=torch.float64)
-        self.square += (centred.T @ centred).double()
 
     def merge(self, other: Moments) -> None:
         """Add the sums of another accumulator (another batch, another process)."""
@@ -39,33 +45,53 @@ class Moments:
         if self.shift is None:
             self.shift = other.shift
         delta = other.shift.double() - self.shift.double()
-        moved = other.total + other.count * delta
         cross = torch.outer(other.total, delta)
         self.square += other.square + cross + cross.T + other.count * torch.outer(delta, delta)
-        self.total += moved
+        self.total += other.total + other.count * delta
         self.count += other.count
+
+    def __add__(self, other: Moments) -> Moments:
+        """The sums over both sets of rows."""
+        result = Moments(self.count, self.total.clone(), self.square.clone(), self.shift)
+        result.merge(other)
+        return result
 
     @property
     def mean(self) -> Tensor:
-        """(n,) float64."""
+        """(n,) float64; zeros without rows."""
         base = self.total / max(self.count, 1)
         return base if self.shift is None else base + self.shift.double()
 
     @property
     def covariance(self) -> Tensor:
-        """(n, n) float64."""
-        mean = self.total / max(self.count, 1)
-        return self.square / max(self.count, 1) - torch.outer(mean, mean)
+        """(n, n) float64, symmetric, divided by the number of rows."""
+        base = self.total / max(self.count, 1)
+        result = self.square / max(self.count, 1) - torch.outer(base, base)
+        return (result + result.T) / 2
 
     @property
-    def correlation(self) -> Tensor:
+    def second(self) -> Tensor:
+        """(n, n) float64: mean of x xᵀ, not centred."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    def correlation(self, eps: float = 1e-12) -> Tensor:
         """(n, n) float64; channels without variance correlate with nothing."""
-        return correlation(self.covariance)
+        return correlation(self.covariance, eps)
 
 
-def correlation(covariance: Tensor) -> Tensor:
-    """Pearson correlations of a covariance; zero where a variance is zero."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values in a precision that products can be summed in."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def correlation(covariance: Tensor, eps: float = 1e-12) -> Tensor:
+    """Pearson correlations of a covariance (n, n).
+
+    A variance below ``eps`` times the largest one counts as none: its correlations are zero.
+    """
     variance = covariance.diagonal().clamp_min(0)
-    floor = 1e-12 * variance.max().clamp_min(1e-300)
+    if not len(variance):
+        return covariance
+    floor = eps * variance.max().clamp_min(1e-300)
     inverse = torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), 0.0)
     return covariance * inverse[:, None] * inverse[None, :]

@@ -1,9 +1,10 @@
-"""Choose which channels to keep: greedy column subset selection by pivoted block Cholesky.
+"""Choose which channels to keep: greedy column subset selection by pivoted Cholesky.
 
 Every source s has target features x_s (n of them) and a weighting Q_s: what its consumers read.
 A slot is either single (one channel, readable by its own source) or merged (the mean of matched
 channels, readable by all). What a set of slots leaves is the variance of x_s, weighted by Q_s,
-that the readable slots can't reconstruct linearly.
+that the readable slots can't reconstruct linearly: tr(Q_s R_s) / tr(Q_s Σ_s), where R_s is the
+residual covariance of x_s.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pleas_fx.algebra.deflation import Residual
 from pleas_fx.ir import FloatArray, IntArray
 
 MERGED = -1
-DEAD = 1e-9  # relative variance below which a candidate adds nothing
+LEAST_GAIN = 1e-13  # relative error per price below which nothing more is chosen
+TIE = 1e-9  # scores this close, relatively, count as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Path:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    @property
+    def explained(self) -> FloatArray:
+        """(len + 1,): share of the weighted variance that every prefix reconstructs."""
+        return 1.0 - self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,139 +55,134 @@ class Problem:
 
     @property
     def sources(self) -> int:
+        """N."""
         return len(self.weighting)
 
     @property
     def size(self) -> int:
+        """n: channels of one source."""
         return int(self.weighting[0].shape[0])
 
 
-class _Residual:
-    """What the chosen slots leave of one source: P over its channels and the merged ones."""
-
-    def __init__(self, problem: Problem, source: int) -> None:
-        n, count = problem.size, problem.sources
-        own = slice(source * n, (source + 1) * n)
-        merging = torch.eye(n, dtype=problem.covariance.dtype).repeat(count, 1) / count
-        rows = problem.covariance[own]
-        cross = rows @ merging
-        merged = merging.T @ problem.covariance @ merging
-        self.p = torch.cat([torch.cat([rows[:, own], cross], 1), torch.cat([cross.T, merged], 1)])
-        root = _root(problem.weighting[source])
-        self.h = root.T @ self.p[:n]
-        self.total = max(float((root * (rows[:, own] @ root)).sum()), 1e-300)
-        self.error = 1.0
-        self.floor = DEAD * self.p.diagonal().clamp_min(1e-300)
-
-    def gains(self) -> Tensor:
-        """Error that each candidate column would remove by itself, relative."""
-        variance = self.p.diagonal()
-        gain = self.h.square().sum(0) / variance.clamp_min(1e-300)
-        return torch.where(variance > self.floor, gain, 0.0) / self.total
-
-    def take(self, columns: Tensor) -> Tensor:
-        """Deflate by columns; the error each removes in turn."""
-        block = self.p[columns][:, columns]
-        jitter = 1e-10 * block.diagonal().mean().clamp_min(1e-300)
-        factor, _ = torch.linalg.cholesky_ex(block + jitter * torch.eye(len(columns)).to(block))
-        v = torch.linalg.solve_triangular(factor, self.p[columns], upper=False)
-        h = torch.linalg.solve_triangular(factor, self.h[:, columns].T, upper=False)
-        self.p -= v.T @ v
-        self.h -= h.T @ v
-        removed = h.square().sum(1) / self.total
-        self.error = max(self.error - float(removed.sum()), 0.0)
-        return removed
-
-
-def _root(weighting: Tensor) -> Tensor:
-    """A factor L with L Lᵀ = Q."""
-    values, vectors = torch.linalg.eigh(weighting)
-    keep = values > 1e-12 * values[-1].clamp_min(1e-300)
-    return vectors[:, keep] * values[keep].sqrt()
-
-
-def select(problem: Problem, *, merged_price: float, single_price: float, limit: int) -> Path:
+def select(
+    problem: Problem,
+    *,
+    merged_price: float,
+    single_price: float,
+    limit: int,
+    exclusive: bool = True,
+) -> Path:
     """Greedy by error removed per price, until ``limit`` units or nothing is left to gain.
 
-    An infinite price excludes a kind. A channel is in at most one slot.
+    An infinite price excludes a kind. ``exclusive``: a channel is in at most one slot; otherwise
+    a channel may also be kept apart beside the merged slot that holds it, where that still
+    removes error. Equal scores: merged first, then the lower source, then the lower index.
+    A unit's score is the sum over its channels, each by itself; its error is exact.
     """
-    n, count, unit = problem.size, problem.sources, problem.unit
-    units = n // unit
-    residuals = [_Residual(problem, s) for s in range(count)]
-    free = torch.ones(count + 1, units, dtype=torch.bool)
-    free[:count] &= math.isfinite(single_price)
-    free[count] &= math.isfinite(merged_price)
+    state = _State(problem, merged_price, single_price)
     kinds: list[int] = []
     chosen: list[int] = []
-    errors = [1.0]
-    step = max(1, units // 48)
-    while len(kinds) < limit and bool(free.any()):
-        scores = _scores(residuals, units, unit, merged_price, single_price)
-        scores = torch.where(free, scores, -1.0)
-        picks = _best(scores, min(step, limit - len(kinds)))
-        if float(scores.max()) <= 1e-13:
+    errors = [state.error]
+    while len(kinds) < limit:
+        kind, unit, score = state.best()
+        if score <= LEAST_GAIN:
             break
-        for kind, index in picks:
-            if not bool(free[kind, index]) or float(scores[kind, index]) <= 1e-13:
-                continue
-            _exclude(free, kind, index, count)
-            kinds.append(MERGED if kind == count else kind)
-            chosen.append(index)
-        errors += _deflate(residuals, kinds[len(errors) - 1 :], chosen[len(errors) - 1 :], unit)
+        state.take(kind, unit)
+        if exclusive:
+            state.exclude(kind, unit)
+        kinds.append(kind)
+        chosen.append(unit)
+        errors.append(state.error)
     return Path(np.array(kinds, np.int64), np.array(chosen, np.int64), np.array(errors))
 
 
-def _scores(
-    residuals: Sequence[_Residual], units: int, unit: int, merged_price: float, single_price: float
-) -> Tensor:
-    """(N + 1, units): mean error removed per price, singles by source and then merged ones."""
-    gains = torch.stack([r.gains() for r in residuals]) / len(residuals)
-    by_unit = gains.view(len(residuals), 2, units, unit).sum(-1)
-    return torch.cat(
-        [by_unit[:, 0] / single_price, by_unit[:, 1].sum(0, keepdim=True) / merged_price]
-    )
+class _State:
+    """The residuals of all sources; candidates are singles 0…n-1 and merged n…2n-1 in each."""
+
+    def __init__(self, problem: Problem, merged_price: float, single_price: float) -> None:
+        n = self.size = problem.size
+        self.unit, self.units = problem.unit, problem.size // problem.unit
+        ids = torch.arange(2 * n, device=problem.covariance.device)
+        allowed = torch.where(ids < n, math.isfinite(single_price), math.isfinite(merged_price))
+        self.prices = (merged_price, single_price)
+        self.residuals = _residuals(problem, ids[allowed])
+        self.gains = torch.stack([r.gains() for r in self.residuals])
+
+    @property
+    def error(self) -> float:
+        """Mean over the sources."""
+        return sum(r.error for r in self.residuals) / len(self.residuals)
+
+    def best(self) -> tuple[int, int, float]:
+        """Kind, unit and score of the best candidate."""
+        by_unit = self.gains.view(len(self.gains), 2, self.units, self.unit).sum(-1)
+        merged, single = by_unit[:, 1].sum(0, keepdim=True), by_unit[:, 0]
+        scores = torch.cat([merged / self.prices[0], single / self.prices[1]]).view(-1)
+        score = float(scores.max()) if len(scores) else 0.0
+        first = int(torch.argmax((scores >= score * (1 - TIE)).to(torch.int8))) if score else 0
+        return first // self.units - 1, first % self.units, score / len(self.gains)
+
+    def take(self, kind: int, unit: int) -> None:
+        """Deflate every source that can read the unit."""
+        for s in range(len(self.residuals)) if kind == MERGED else (kind,):
+            for column in self._columns(kind, unit):
+                self.residuals[s].take(column)
+            self.gains[s] = self.residuals[s].gains()
+
+    def exclude(self, kind: int, unit: int) -> None:
+        """Remove the candidates that share a channel with a unit."""
+        other = 0 if kind == MERGED else MERGED
+        columns = self._columns(other, unit)
+        for residual in self.residuals:
+            residual.drop(columns)
+        self.gains[:, columns.start : columns.stop] = 0.0
+
+    def _columns(self, kind: int, unit: int) -> range:
+        start = unit * self.unit + (self.size if kind == MERGED else 0)
+        return range(start, start + self.unit)
 
 
-def _best(scores: Tensor, number: int) -> list[tuple[int, int]]:
-    """Highest scores first; merged before single where equal, then the lower index."""
-    flat = scores.flip(0).reshape(-1)
-    order = torch.sort(flat, descending=True, stable=True).indices[:number].tolist()
-    width = scores.shape[1]
-    return [(scores.shape[0] - 1 - i // width, i % width) for i in order]
+def _residuals(problem: Problem, allowed: Tensor) -> list[Residual]:
+    """Per source, what is unexplained of its own channels and of the merged ones."""
+    n, count = problem.size, problem.sources
+    covariance = problem.covariance.double()
+    tiles = covariance.view(count, n, count, n)
+    merged = tiles.mean((0, 2))
+    accuracy = torch.finfo(problem.covariance.dtype).eps
+    found = []
+    for s, weighting in enumerate(problem.weighting):
+        own, cross = tiles[s, :, s], tiles[s].mean(1)
+        joint = torch.cat([torch.cat([own, cross], 1), torch.cat([cross.T, merged], 1)])
+        found.append(Residual(joint, weighting.double(), allowed, accuracy))
+    return found
 
 
-def _exclude(free: Tensor, kind: int, index: int, count: int) -> None:
-    if kind == count:
-        free[:, index] = False
-    else:
-        free[kind, index] = False
-        free[count, index] = False
+def lower_bounds(problem: Problem) -> FloatArray:
+    """(N, n + 1): the least relative error of each source that any k features can leave.
 
-
-def _deflate(
-    residuals: Sequence[_Residual], kinds: Sequence[int], chosen: Sequence[int], unit: int
-) -> list[float]:
-    """Error after every newly chosen unit."""
-    before = sum(r.error for r in residuals) / len(residuals)
-    removed = torch.zeros(len(kinds), dtype=torch.float64)
-    for s, residual in enumerate(residuals):
-        mine = [k for k, kind in enumerate(kinds) if kind in (s, MERGED)]
-        if not mine:
-            continue
-        n = residual.p.shape[0] // 2
-        starts = torch.tensor([chosen[k] * unit + (n if kinds[k] == MERGED else 0) for k in mine])
-        columns = (starts[:, None] + torch.arange(unit)).reshape(-1)
-        share = residual.take(columns).view(-1, unit).sum(1).double()
-        removed[mine] += share / len(residuals)
-    return (before - removed.cumsum(0)).clamp_min(0.0).tolist()
-
-
-def lower_bound(problem: Problem, kept: int) -> float:
-    """No ``kept`` features of any kind can leave less (mean over sources, relative)."""
-    n, bounds = problem.size, []
+    The sum of the eigenvalues of Q^½ Σ Q^½ beyond the k largest (Eckart and Young): features of
+    any kind, not only channels.
+    """
+    n, rows = problem.size, []
     for s, weighting in enumerate(problem.weighting):
         own = slice(s * n, (s + 1) * n)
-        root = _root(weighting)
-        values = torch.linalg.eigvalsh(root.T @ problem.covariance[own, own] @ root).clamp_min(0)
-        bounds.append(float(values[: max(len(values) - kept, 0)].sum() / values.sum()))
-    return float(np.mean(bounds))
+        root = _root(weighting.double())
+        inside = root.T @ problem.covariance[own, own].double() @ root
+        values = torch.linalg.eigvalsh(inside).clamp_min(0)
+        kept = torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0)
+        rows.append((kept / kept[0].clamp_min(1e-300)).cpu().numpy())
+    return np.stack(rows)
+
+
+def lower_bound(problem: Problem, kept: int | Sequence[int]) -> float:
+    """Mean over sources, where source s reads ``kept[s]`` features (or all the same number)."""
+    counts = [kept] * problem.sources if isinstance(kept, int) else kept
+    bounds = lower_bounds(problem)
+    chosen = [row[min(k, problem.size)] for row, k in zip(bounds, counts, strict=True)]
+    return float(np.mean(chosen))
+
+
+def _root(weighting: Tensor) -> Tensor:
+    """(n, n): a factor L with L Lᵀ = Q."""
+    values, vectors = torch.linalg.eigh(weighting)
+    return vectors * values.clamp_min(0).sqrt()

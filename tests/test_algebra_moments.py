@@ -1,0 +1,164 @@
+"""Streamed moments: sums that add up, and stay accurate in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pleas_fx.algebra.moments import Moments, correlation
+
+ROWS, SIZE = 210, 7
+TIGHT = ROWS * torch.finfo(torch.float64).eps  # rounding of a float64 sum of ROWS terms of order 1
+
+
+def sample(seed: int = 0, offset: float = 3.0) -> Tensor:
+    """Correlated float64 rows with a mean far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(SIZE, SIZE, dtype=torch.float64, generator=generator)
+    noise = torch.randn(ROWS, SIZE, dtype=torch.float64, generator=generator)
+    return noise @ mix + offset
+
+
+def streamed(rows: Tensor, batches: int) -> Moments:
+    """Moments of ``rows``, added in batches of unequal sizes."""
+    moments = Moments.zeros(rows.shape[1])
+    edges = torch.linspace(0, 1, batches + 1).square().mul(len(rows)).long().tolist()
+    for a, b in zip(edges[:-1], edges[1:], strict=True):
+        if b > a:
+            moments.add(rows[a:b])
+    return moments
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest entry."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def reference(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance the textbook way, in float64."""
+    rows = rows.double()
+    return rows.mean(0), torch.cov(rows.T, correction=0)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 9])
+def test_streaming_equals_one_shot(batches: int) -> None:
+    """However the rows are cut into batches, mean and covariance are those of all rows."""
+    moments = streamed(sample(), batches)
+    mean, covariance = reference(sample())
+    assert moments.count == ROWS
+    assert distance(moments.mean, mean) < TIGHT
+    assert distance(moments.covariance, covariance) < TIGHT
+
+
+def test_a_lost_batch_is_noticed() -> None:
+    """Negative control: leaving a few rows out moves mean and covariance by far more."""
+    moments = streamed(sample()[:-5], 3)
+    mean, covariance = reference(sample())
+    assert distance(moments.mean, mean) > 1e6 * TIGHT
+    assert distance(moments.covariance, covariance) > 1e6 * TIGHT
+
+
+def test_merging_halves_with_different_shifts_equals_the_whole() -> None:
+    """Sums of two processes add up although each centred on rows of its own."""
+    rows = torch.cat([sample(0, offset=-40.0)[:80], sample(0, offset=25.0)[80:]])
+    left, right = streamed(rows[:80], 2), streamed(rows[80:], 3)
+    assert left.shift is not None
+    assert right.shift is not None
+    assert float((left.shift - right.shift).abs().min()) > 1
+    left.merge(right)
+    mean, covariance = reference(rows)
+    assert left.count == ROWS
+    assert distance(left.mean, mean) < TIGHT
+    assert distance(left.covariance, covariance) < TIGHT
+
+
+def test_merging_without_moving_to_a_common_shift_would_be_wrong() -> None:
+    """Negative control: adding the sums as they stand ignores that the halves centre apart."""
+    rows = torch.cat([sample(0, offset=-40.0)[:80], sample(0, offset=25.0)[80:]])
+    left, right = streamed(rows[:80], 1), streamed(rows[80:], 1)
+    naive = Moments(ROWS, left.total + right.total, left.square + right.square, left.shift)
+    assert distance(naive.covariance, reference(rows)[1]) > 0.1
+
+
+def test_merging_is_symmetric_and_empty_sums_change_nothing() -> None:
+    """Order doesn't matter, and a process that saw no rows may report too."""
+    a, b = streamed(sample(1), 1), streamed(sample(2), 1)
+    b_first = streamed(sample(2), 1)
+    b_first.merge(streamed(sample(1), 1))
+    a.merge(b)
+    assert distance(a.covariance, b_first.covariance) < TIGHT
+    empty = Moments.zeros(SIZE)
+    empty.merge(a)
+    empty.merge(Moments.zeros(SIZE))
+    assert torch.equal(empty.covariance, a.covariance)
+    assert torch.equal(empty.mean, a.mean)
+
+
+def test_merging_leaves_the_other_accumulator_as_it_was() -> None:
+    """Sums are read, never shared: adding rows afterwards touches one side only."""
+    other, own = streamed(sample(1), 1), Moments.zeros(SIZE)
+    before = other.square.clone()
+    own.merge(other)
+    own.add(sample(2))
+    assert torch.equal(other.square, before)
+
+
+def test_no_rows_give_zero_moments() -> None:
+    """Before the first row everything is zero, nothing is NaN."""
+    empty = Moments.zeros(SIZE)
+    assert not empty.mean.any()
+    assert not empty.covariance.any()
+    assert not empty.correlation.any()
+
+
+def test_dead_channels_correlate_with_nothing() -> None:
+    """A channel without variance has correlation zero with everything, itself included."""
+    rows = sample()
+    rows[:, 2] = 0.0
+    rows[:, 5] = 1234.5
+    found = streamed(rows, 4).correlation
+    dead = torch.tensor([2, 5])
+    assert not found[dead].any()
+    assert not found[:, dead].any()
+    alive = torch.tensor([0, 1, 3, 4, 6])
+    expected = torch.corrcoef(rows[:, alive].T)
+    assert distance(found[alive][:, alive], expected) < TIGHT
+
+
+def test_a_weak_channel_is_not_dead() -> None:
+    """Negative control: a channel a thousand times weaker than the rest still correlates."""
+    rows = sample()
+    rows[:, 2] *= 1e-3
+    found = streamed(rows, 4).correlation
+    assert float(found[2, 2]) == pytest.approx(1.0, abs=1e-9)
+    assert float(found[2].abs().sum()) > 1.1
+
+
+def test_correlation_ignores_scale_and_sign_of_channels() -> None:
+    """Correlations of scaled channels differ by signs only."""
+    scale = torch.tensor([1.0, -2.0, 0.5, 10.0, -0.1, 3.0, 7.0], dtype=torch.float64)
+    covariance = reference(sample())[1]
+    scaled = correlation(covariance * scale[:, None] * scale[None, :])
+    signs = scale.sign()
+    assert distance(scaled, correlation(covariance) * torch.outer(signs, signs)) < TIGHT
+
+
+FLOAT32 = 8 * torch.finfo(torch.float32).eps
+
+
+def test_float32_rows_with_large_offsets_keep_their_covariance() -> None:
+    """Products in float32 are accurate to float32, although the mean is 4000 standard deviations."""
+    rows = sample(offset=1e4).float()
+    moments = streamed(rows, 5)
+    mean, covariance = reference(rows)
+    assert distance(moments.mean, mean) < FLOAT32
+    assert distance(moments.covariance, covariance) < 10 * FLOAT32
+
+
+def test_float32_sums_without_a_shift_would_lose_the_covariance() -> None:
+    """Negative control: uncentred float32 second moments leave nothing of it."""
+    rows = sample(offset=1e4).float()
+    mean, covariance = reference(rows)
+    naive = (rows.T @ rows).double() / ROWS - torch.outer(mean, mean)
+    assert distance(naive, covariance) > 0.01
