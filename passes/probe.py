@@ -62,7 +62,7 @@ def probe(
         try:
             rewrite(programs, symmetries, lanes, heads=heads)
         except Mismatch as refusal:
-            whole = _joined(whole, refusal, given)
+            whole = joined(whole, refusal, given)
             passed = 0
         else:
             passed += 1
@@ -71,12 +71,16 @@ def probe(
     raise AssertionError("probing doesn't come to an end")
 
 
-def _joined(
+def joined(
     whole: Sequence[frozenset[GroupId]],
     refusal: Mismatch,
     given: Mapping[GroupId, tuple[Lane, ...]],
 ) -> tuple[frozenset[GroupId], ...]:
-    """The groups at a refusal become whole, and one set with all sets they were in."""
+    """The groups at a refusal become whole, and one set with all sets they were in.
+
+    Raises:
+        Mismatch: they were so already.
+    """
     refused = frozenset(refusal.groups - given.keys())
     touched = [w for w in whole if w & refused]
     union = refused.union(*touched)
@@ -112,7 +116,9 @@ def _irregular(
     for k, family in enumerate(families(groups), start=len(whole)):
         count = family[0].blocks.count if family[0].blocks else family[0].size
         stuck = [number[g.id] for g in family if g.id in number]
-        if stuck or count < SMALL:
+        if not stuck and count == SMALL - 1 and trial == 0:
+            shares = _all(count - 1, sources, False)
+        elif stuck or count < SMALL:
             shares = _all(count, sources, _apart(stuck[0] if stuck else k, trial))
         else:
             shares = _shares(rng, count, sources)

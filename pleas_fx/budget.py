@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from passes.plan import Menu, choose, uniform
 from passes.plan_published import plan_published
-from passes.rewrite import Mismatch, Rewritten, rewrite
+from passes.rewrite import Rewritten, rewrite
 from pleas_fx.costs import CostModel, Term, count, terms
-from pleas_fx.errors import BudgetError, PleasError
+from pleas_fx.errors import BudgetError
 from pleas_fx.ir import GroupId, Plan, Program, Symmetry
 
 ROUNDS = 8
@@ -46,6 +46,7 @@ def plan_for(
 
     Raises:
         BudgetError: nothing within the method's reach meets the budget; states the range.
+        Mismatch: the graph refuses such widths; names the groups.
     """
     emit = _Emitter(programs, symmetries, heads)
     if method in ("average", "permute"):
@@ -69,10 +70,7 @@ class _Emitter:
 
     def __call__(self, plan: Plan) -> Rewritten:
         lanes = {g.group: g.lanes for g in plan.groups}
-        try:
-            return rewrite(self.programs, self.symmetries, lanes, heads=self.heads)
-        except Mismatch as refusal:
-            raise PleasError(f"the graph can't carry this plan: {refusal}") from refusal
+        return rewrite(self.programs, self.symmetries, lanes, heads=self.heads)
 
 
 def _fully_merged(

@@ -17,10 +17,10 @@ from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.match import identity_matching, match_activations, match_weights
 from passes.observe import Statistics, observe
-from passes.plan import MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, Menu, menu
-from passes.probe import probe
+from passes.plan import MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, menu
+from passes.probe import joined, probe
 from passes.recalibrate import recalibrate
-from passes.rewrite import Rewritten
+from passes.rewrite import Mismatch, Rewritten
 from passes.trace import trace
 from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
@@ -130,10 +130,18 @@ def _outline(symmetry: Symmetry) -> list[tuple[int, tuple[object, ...]]]:
     return [(g.id, g.axes) for g in (*symmetry.groups, *symmetry.fixed)]
 
 
-def build_menu(
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the data say; any number of budgets can be planned from it."""
+
+    statistics: Statistics | None
+    matching: Matching
+
+
+def look(
     prepared: Prepared, data: Batches | None, options: Options, clock: Clock
-) -> tuple[Menu, Statistics | None]:
-    """Statistics, matching, and the choices that follow from them."""
+) -> Observed:
+    """Statistics of the sources on the data, and the matching of their channels."""
     statistics = None
     if data is not None and options.method != "average":
         with clock.time("observe"):
@@ -141,18 +149,7 @@ def build_menu(
                 prepared.programs, prepared.symmetries, data.batches, seed=options.seed
             )
     with clock.time("match"):
-        matching = _matching(prepared, statistics, options)
-    prices = {"side-by-side": SINGLES_ONLY, "pleas": PRICES, "pleas-paper": (*SINGLES_ONLY, *MERGED_ONLY)}
-    with clock.time("plan"):
-        choices = menu(
-            prepared.programs,
-            prepared.symmetries,
-            statistics,
-            matching,
-            Constraints(prepared.whole, prepared.given),
-            prices=prices.get(options.method, MERGED_ONLY),
-        )
-    return choices, statistics
+        return Observed(statistics, _matching(prepared, statistics, options))
 
 
 def _matching(
@@ -174,23 +171,53 @@ def plan_only(
 ) -> Plan:
     """The plan of a merge, without fitting anything."""
     prepared = prepare(models, inputs, options, clock)
-    choices, _ = build_menu(prepared, data, options, clock)
-    return _plan(prepared, choices, inputs, options, clock)[0]
+    observed = look(prepared, data, options, clock)
+    return decide(prepared, observed, inputs, options, clock)[0]
 
 
-def _plan(
-    prepared: Prepared, choices: Menu, inputs: tuple[Tensor, ...], options: Options, clock: Clock
+MENUS = {
+    "pleas": PRICES,
+    "side-by-side": SINGLES_ONLY,
+    "pleas-paper": (*SINGLES_ONLY, *MERGED_ONLY),
+    "average": MERGED_ONLY,
+    "permute": MERGED_ONLY,
+}
+
+
+def decide(
+    prepared: Prepared,
+    observed: Observed,
+    inputs: tuple[Tensor, ...],
+    options: Options,
+    clock: Clock,
 ) -> tuple[Plan, Rewritten]:
-    with clock.time("plan"):
-        return plan_for(
-            prepared.programs,
-            prepared.symmetries,
-            choices,
-            options.budget,
-            inputs,
-            heads=options.heads,
-            method=options.method,
-        )
+    """A plan within the budget and the network it gives.
+
+    Where the graph refuses a plan, the groups at that place become whole and planning repeats.
+    """
+    whole = prepared.whole
+    while True:
+        with clock.time("plan"):
+            choices = menu(
+                prepared.programs,
+                prepared.symmetries,
+                observed.statistics,
+                observed.matching,
+                Constraints(whole, prepared.given),
+                prices=MENUS[options.method],
+            )
+            try:
+                return plan_for(
+                    prepared.programs,
+                    prepared.symmetries,
+                    choices,
+                    options.budget,
+                    inputs,
+                    heads=options.heads,
+                    method=options.method,
+                )
+            except Mismatch as refusal:
+                whole = joined(whole, refusal, prepared.given)
 
 
 def compile_models(
@@ -202,10 +229,10 @@ def compile_models(
 ) -> Compiled:
     """All passes in order: trace, groups, observe, match, plan, rewrite, fit."""
     prepared = prepare(models, inputs, options, clock)
-    choices, _ = build_menu(prepared, data, options, clock)
-    plan, rewritten = _plan(prepared, choices, inputs, options, clock)
+    observed = look(prepared, data, options, clock)
+    plan, rewritten = decide(prepared, observed, inputs, options, clock)
     with clock.time("fit"):
-        layers, peak = _fit(prepared, rewritten, choices, data, options, clock)
+        layers, peak = _fit(prepared, rewritten, observed.matching, data, options)
     rewritten.module.requires_grad_(True)
     report = Report(
         layers=layers,
@@ -221,15 +248,14 @@ def compile_models(
 def _fit(
     prepared: Prepared,
     rewritten: Rewritten,
-    choices: Menu,
+    matching: Matching,
     data: Batches | None,
     options: Options,
-    clock: Clock,
 ) -> tuple[tuple[LayerFit, ...], int]:
     if options.method == "average":
         return (), 0
     if data is None:
-        correct(prepared.programs, rewritten, choices.matching)
+        correct(prepared.programs, rewritten, matching)
         return (), 0
     if options.method == "permute":
         recalibrate(rewritten.module, data.batches)
@@ -269,8 +295,3 @@ def _warnings(prepared: Prepared, data: Batches | None) -> tuple[str, ...]:
     if data is None:
         found.append("no calibration data: weights are averages, nothing was fitted")
     return tuple(found)
-
-
-def torch_device(device: str | torch.device | None) -> torch.device:
-    """The device to compute on; the CPU unless another one is named."""
-    return torch.device(device or "cpu")

@@ -81,6 +81,24 @@ def test_merging_without_moving_to_a_common_shift_would_be_wrong() -> None:
     assert distance(naive.covariance, reference(rows)[1]) > 0.1
 
 
+def test_a_sum_of_accumulators_leaves_both_as_they_were() -> None:
+    """``a + b`` is the merge, in memory of its own."""
+    a, b = streamed(sample(1), 1), streamed(sample(2), 1)
+    before = a.square.clone()
+    both = a + b
+    assert torch.equal(a.square, before)
+    assert distance(both.covariance, reference(torch.cat([sample(1), sample(2)]))[1]) < TIGHT
+
+
+def test_the_second_moment_is_not_centred() -> None:
+    """``second`` is the mean of x xᵀ, which the covariance isn't."""
+    rows = sample()
+    moments = streamed(rows, 3)
+    expected = rows.T @ rows / ROWS
+    assert distance(moments.second, expected) < TIGHT
+    assert distance(moments.covariance, expected) > 0.1
+
+
 def test_merging_is_symmetric_and_empty_sums_change_nothing() -> None:
     """Order doesn't matter, and a process that saw no rows may report too."""
     a, b = streamed(sample(1), 1), streamed(sample(2), 1)
@@ -109,7 +127,7 @@ def test_no_rows_give_zero_moments() -> None:
     empty = Moments.zeros(SIZE)
     assert not empty.mean.any()
     assert not empty.covariance.any()
-    assert not empty.correlation.any()
+    assert not empty.correlation().any()
 
 
 def test_dead_channels_correlate_with_nothing() -> None:
@@ -117,7 +135,7 @@ def test_dead_channels_correlate_with_nothing() -> None:
     rows = sample()
     rows[:, 2] = 0.0
     rows[:, 5] = 1234.5
-    found = streamed(rows, 4).correlation
+    found = streamed(rows, 4).correlation()
     dead = torch.tensor([2, 5])
     assert not found[dead].any()
     assert not found[:, dead].any()
@@ -130,7 +148,7 @@ def test_a_weak_channel_is_not_dead() -> None:
     """Negative control: a channel a thousand times weaker than the rest still correlates."""
     rows = sample()
     rows[:, 2] *= 1e-3
-    found = streamed(rows, 4).correlation
+    found = streamed(rows, 4).correlation()
     assert float(found[2, 2]) == pytest.approx(1.0, abs=1e-9)
     assert float(found[2].abs().sum()) > 1.1
 
@@ -152,6 +170,15 @@ def test_float32_rows_with_large_offsets_keep_their_covariance() -> None:
     rows = sample(offset=1e4).float()
     moments = streamed(rows, 5)
     mean, covariance = reference(rows)
+    assert distance(moments.mean, mean) < FLOAT32
+    assert distance(moments.covariance, covariance) < 10 * FLOAT32
+
+
+def test_half_precision_rows_are_summed_in_float32() -> None:
+    """float16 products would overflow and drown; the rows' own rounding is all that remains."""
+    rows = sample(offset=300.0).half()
+    mean, covariance = reference(rows)
+    moments = streamed(rows, 3)
     assert distance(moments.mean, mean) < FLOAT32
     assert distance(moments.covariance, covariance) < 10 * FLOAT32
 

@@ -67,12 +67,11 @@ def consistent(similarity: Similarities, sources: int, count: int | None) -> lis
 
     ``similarity[s, t]`` with s < t holds a matrix a group (one group, or a family with ``count``
     blocks). Returns per group (sources, n): the channel of each source in every slot; source 0
-    keeps its order. Coordinate ascent over sources on the sum of all pairs; exact for two.
+    keeps its order. Coordinate ascent over sources on the sum of all pairs, from the better of
+    two starts (every source matched with source 0, or with all before it); exact for two.
     """
-    sizes = [len(m) for m in next(iter(similarity.values()))]
-    partner = [np.tile(np.arange(n), (sources, 1)) for n in sizes]
-    for s in range(1, sources):
-        _rematch(similarity, partner, s, range(s), count)
+    starts = [_chain(similarity, sources, count, reach) for reach in (1, sources)[: sources - 1]]
+    partner = max(starts, key=lambda start: _total(similarity, start, sources))
     if sources == 2:
         return partner
     best = _total(similarity, partner, sources)
@@ -84,6 +83,15 @@ def consistent(similarity: Similarities, sources: int, count: int | None) -> lis
             break
         best = score
     return [p[:, np.argsort(p[0])] for p in partner]
+
+
+def _chain(similarity: Similarities, sources: int, count: int | None, reach: int) -> list[IntArray]:
+    """Sources matched one after the other, each with the first ``reach`` of those before it."""
+    sizes = [len(m) for m in next(iter(similarity.values()))]
+    partner = [np.tile(np.arange(n), (sources, 1)) for n in sizes]
+    for s in range(1, sources):
+        _rematch(similarity, partner, s, range(min(s, reach)), count)
+    return partner
 
 
 def _pair(similarity: Similarities, s: int, t: int, k: int) -> FloatArray:

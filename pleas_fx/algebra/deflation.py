@@ -91,8 +91,8 @@ class Residual:
 
     def _index(self) -> None:
         """Empty buffers for the columns there are, and where each candidate lies."""
-        self.v = self.p.new_zeros(PENDING, len(self.ids))
-        self.a = torch.zeros_like(self.v)
+        self.v: Tensor = self.p.new_zeros(PENDING, len(self.ids))
+        self.a: Tensor = torch.zeros_like(self.v)
         self.pending = 0
         self.place = np.full(len(self.score), -1, np.int64)
         self.place[self.ids.cpu().numpy()] = np.arange(len(self.ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -65,10 +65,10 @@ class Gram:
         if self.rows == 0:
             self.z_shift = z.mean(-2, dtype=torch.float64).to(z.dtype).double()
             self.t_shift = t.mean(-2, dtype=torch.float64).to(t.dtype).double()
-        for some_z, some_t in zip(z.split(CHUNK, -2), t.split(CHUNK, -2), strict=True):
-            self._add(
-                some_z - self.z_shift.to(z)[..., None, :], some_t - self.t_shift.to(t)[..., None, :]
-            )
+        z_shift, t_shift = self.z_shift.to(z).unsqueeze(-2), self.t_shift.to(t).unsqueeze(-2)
+        for start in range(0, z.shape[-2], CHUNK):
+            rows = slice(start, start + CHUNK)
+            self._add(z[..., rows, :] - z_shift, t[..., rows, :] - t_shift)
         self.rows += z.shape[-2]
         self.eps = max(self.eps, torch.finfo(z.dtype).eps)
 
@@ -101,9 +101,14 @@ class Gram:
 
     def copy(self) -> Gram:
         """The same sums in memory of their own."""
-        sums = (self.square, self.cross, self.power, self.z_sum, self.t_sum)
-        shifts = (self.z_shift.clone(), self.t_shift.clone())
-        return Gram(*(s.clone() for s in sums), *shifts, self.rows, self.eps)
+        return replace(
+            self,
+            square=self.square.clone(),
+            cross=self.cross.clone(),
+            power=self.power.clone(),
+            z_sum=self.z_sum.clone(),
+            t_sum=self.t_sum.clone(),
+        )
 
     def part(self, columns: Tensor, outputs: Tensor) -> Gram:
         """The sums of some inputs and some outputs (no batch dims)."""

@@ -32,8 +32,8 @@ class Moments:
         rows = at_least_float32(rows)
         if self.shift is None:
             self.shift = rows.mean(0, dtype=torch.float64).to(rows.dtype)
-        for part in rows.split(CHUNK):
-            centred = part - self.shift
+        for start in range(0, len(rows), CHUNK):
+            centred = rows[start : start + CHUNK] - self.shift
             self.total += centred.sum(0, dtype=torch.float64)
             self.square += (centred.T @ centred).double()
         self.count += len(rows)

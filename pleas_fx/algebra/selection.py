@@ -185,4 +185,5 @@ def lower_bound(problem: Problem, kept: int | Sequence[int]) -> float:
 def _root(weighting: Tensor) -> Tensor:
     """(n, n): a factor L with L Lᵀ = Q."""
     values, vectors = torch.linalg.eigh(weighting)
-    return vectors * values.clamp_min(0).sqrt()
+    root: Tensor = vectors * values.clamp_min(0).sqrt()
+    return root

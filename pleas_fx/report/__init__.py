@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pleas_fx.report import view
 from pleas_fx.result import MergeResult
 
+if TYPE_CHECKING:
+    from passes.export import Parity
+
 __all__ = ["render"]
 
 
-def render(result: MergeResult, parity: object = None) -> str:
+def render(result: MergeResult, parity: Parity | None = None) -> str:
     """The page; ``parity`` is what ``export_onnx`` returned, if there is an ONNX file."""
     environment = Environment(
         loader=PackageLoader("pleas_fx.report", ""),
@@ -33,7 +38,7 @@ def render(result: MergeResult, parity: object = None) -> str:
         certificate_error=view.number(certificate.max_error),
         coverage=view.percent(certificate.coverage),
         parity=parity,
-        parity_error=view.number(getattr(parity, "max_error", None)),
+        parity_error=view.number(None if parity is None else parity.max_error),
         groups=groups,
         legend=view.legend(groups),
         plan_error=view.number(result.plan.predicted_error),

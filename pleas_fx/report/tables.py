@@ -9,7 +9,7 @@ import numbers
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,12 @@ from pleas_fx.ir import (
     Report,
     Symmetry,
     letters,
+    members,
 )
 from pleas_fx.result import MergeResult
+
+if TYPE_CHECKING:
+    from passes.export import Parity
 
 Table = dict[str, Any]
 
@@ -58,9 +62,10 @@ def plain(value: Any) -> Any:
 def to_json(value: Any) -> str:
     """Strict JSON, indented, with lists of numbers on one line."""
     text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-    number = r"-?\d[\d.eE+-]*"
-    lists = re.compile(rf"\[\n\s+((?:{number},\n\s+)*{number})\n\s+\]")
-    return lists.sub(lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text) + "\n"
+    for item in (r"-?\d[\d.eE+-]*", r"\[[-\d.eE+, ]*\]"):  # numbers, then lists of them
+        lists = re.compile(rf"\[\n\s+((?:{item},\n\s+)*{item})\n\s+\]")
+        text = lists.sub(lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
+    return text + "\n"
 
 
 def certificate_table(symmetry: Symmetry) -> Table:
@@ -104,7 +109,9 @@ def group_plan_table(group: GroupPlan) -> Table:
     lanes: dict[str, Any] = {}
     for lane in group.lanes:
         rows = [[int(c) for c in row if c >= 0] for row in lane.channels]
-        lanes.setdefault(letters(lane.membership), []).extend(rows)
+        alone = len(members(lane.membership)) == 1
+        own = lanes.setdefault(letters(lane.membership), [])
+        own.extend([c for row in rows for c in row] if alone else rows)
     return {
         "group": int(group.group),
         "size": int(group.size),
@@ -148,12 +155,18 @@ def ratio(merged: Count, sources: tuple[Count, ...], what: str) -> float | None:
     return int(getattr(merged, what)) * len(sources) / total if total else None
 
 
-def result_table(result: MergeResult, parity: object = None) -> Table:
+def result_table(result: MergeResult, parity: Parity | None = None) -> Table:
     """Everything known about a merge, apart from weights, certificate and recipe."""
     return {
         "inputs": [list(x.shape) for x in result.inputs],
         "outputs": list(result.output_names),
         "report": report_table(result.report),
         "plan": plan_table(result.plan),
-        "onnx": plain(parity),
+        "onnx": None if parity is None else parity_table(parity),
     }
+
+
+def parity_table(parity: Parity) -> Table:
+    """How far the ONNX file is from the network."""
+    table: Table = plain(parity)
+    return {**table, "outputs": {name: plain(error) for name, error in parity.outputs}}

@@ -221,7 +221,7 @@ def frozen_rows(frozen: Sequence[Frozen]) -> list[FrozenRow]:
 
 def totals(report: Report) -> list[Mapping[str, Any]]:
     """Parameters and FLOPs: merged, of one source, of all sources."""
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for name, what in (("Parameters", "params"), ("FLOPs per example", "flops")):
         own = int(getattr(report.merged, what))
         each = [int(getattr(count, what)) for count in report.sources]
