@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from passes._lanes import Value, Walk, sorted_lanes, split
 from passes._nodes import attach
 from pleas_fx.ir import Axis, IntArray, Membership, members
-from pleas_fx.lanes import blend, identity_positions, locate, source_positions
+from pleas_fx.lanes import blend, identity_positions, source_positions
 from pleas_fx.rules.modules import (
     Channelwise,
     Contraction,
@@ -158,12 +158,9 @@ class Layers:
         slots: IntArray | None,
         lanes: int,
     ) -> fx.Node:
-        walk = self.walk
         source, columns = self._read(node, entry, x, membership)
         rows = self._rows(node, "weight", entry.out_dim, slots, membership)
-        weight = blend(
-            self._state(node, "weight"), (entry.out_dim, rows), (entry.in_dim, columns)
-        )
+        weight = blend(self._state(node, "weight"), (entry.out_dim, rows), (entry.in_dim, columns))
         layer: Any = resized_contraction(module, len(columns), len(rows), 1)
         layer.weight = nn.Parameter(weight.contiguous())
         if layer.bias is not None:
@@ -215,9 +212,7 @@ class Layers:
         local: tuple[IntArray, ...] = (),
     ) -> None:
         self.sites.append(
-            Site(
-                node.name, emitted.name, str(node.target), name, membership, rows, columns, local
-            )
+            Site(node.name, emitted.name, str(node.target), name, membership, rows, columns, local)
         )
 
     # -- grouped and depthwise convolutions ----------------------------------------------------
@@ -307,9 +302,11 @@ class Layers:
         rank = len(walk.programs[0].shapes[operand.name])
         channel = entry.channel % rank
         if not self._labelled_on(operand, channel):
-            return self._opaque(node, module)
+            self._opaque(node, module)
+            return
         if node.name in walk.symmetries[0].coupled:
-            return self._coupled(node, module, entry, x, channel)
+            self._coupled(node, module, entry, x, channel)
+            return
         lanes = {}
         for S in sorted_lanes(x.lanes):
             alone = len(x.lanes) == 1
@@ -381,7 +378,7 @@ class Layers:
                     _set(layer, name, _mean(self._state(node, name), S))
             name = self._place(node, layer, S, walk.sources + 1)
             chosen = dict(zip(node.all_input_nodes, picked, strict=True))
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: chosen[n])
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), chosen.__getitem__)
             lanes[S] = walk.emit("call_module", name, args, kwargs)
             walk.relabel(node, S, lanes[S])
         if not lanes:
@@ -403,7 +400,7 @@ class Layers:
             found = {lane.membership for g in planned for lane in walk.table.lanes[g] if len(lane)}
             wanted = sorted_lanes(found)
         equal = all(torch.equal(t, tensors[0]) for t in tensors[1:])
-        lanes = {}
+        lanes: dict[Membership, fx.Node] = {}
         for S in wanted:
             if equal and not planned and S in walk.singles:
                 lanes[S] = lanes[walk.everyone]
@@ -425,7 +422,7 @@ class Layers:
             (dim, source_positions(slots[dim], walk.table, axes)) for dim, axes in classes.items()
         ]
         tensor = blend(tensors, *places) if places else _mean(tensors, S)
-        alone = lanes == 1 and S == walk.everyone
+        alone = lanes == 1 and walk.everyone == S
         name = walk.lane_name(str(node.target), S, alone)
         register(walk.root, name, tensor, isinstance(tensors[0], nn.Parameter))
         emitted = walk.emit("get_attr", name)
@@ -434,15 +431,11 @@ class Layers:
         for dim, ids in slots.items():
             walk.label(walk.values[emitted], dim, ids)
         rows = places[0][1] if places else identity_positions(1, S, walk.sources)
-        self.sites.append(
-            Site(node.name, emitted.name, str(node.target), name, S, rows, None)
-        )
+        self.sites.append(Site(node.name, emitted.name, str(node.target), name, S, rows, None))
         return emitted
 
 
-def blend_rows(
-    tensors: Sequence[Tensor], rows: IntArray, local: Sequence[IntArray]
-) -> Tensor:
+def blend_rows(tensors: Sequence[Tensor], rows: IntArray, local: Sequence[IntArray]) -> Tensor:
     """Mean over sources of grouped weights: rows picked, and inside each row its own places."""
     total: Tensor | None = None
     for s, tensor in enumerate(tensors):

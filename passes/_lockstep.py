@@ -149,5 +149,3 @@ def require_finite(rows: Tensor, batch: int, node: str) -> None:
     """
     if not bool(torch.isfinite(rows).all()):
         raise CalibrationError(f"batch {batch} gives NaN or Inf at node {node}")
-
-

@@ -232,7 +232,8 @@ class Nodes:
         rank = len(walk.programs[0].shapes[node.name])
         dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
         if not any(c.shape[dim] > 1 for c in walk.classes(node, 0)):
-            return self._lane_wise(node, walk.operands(node))
+            self._lane_wise(node, walk.operands(node))
+            return
         pieces = self._pieces(node, tensors, dim)
         lanes = {}
         for S in sorted_lanes({S for piece in pieces for S in piece}):

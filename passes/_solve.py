@@ -118,7 +118,7 @@ class Fitter:
         return self.merged.module.get_submodule(site.module)
 
     def _input(self, site: Site) -> str:
-        return self.merged.nodes[site.emitted].all_input_nodes[0].name
+        return str(self.merged.nodes[site.emitted].all_input_nodes[0].name)
 
     def _batches(self, site: Site) -> list[int]:
         """The batches a site is fitted on: a source's own head on its own data, where known."""
@@ -213,9 +213,7 @@ class Fitter:
         parts = [self._rows(site, at_site, layer, k, at) for k, at in sample.items()]
         z = torch.cat([p[0][:, 0] for p in parts])
         t = torch.cat([p[1] for p in parts])
-        solution = solve_dual(
-            z, t, prior[0], bias[0], self.settings.ridge, intercept=intercept
-        )
+        solution = solve_dual(z, t, prior[0], bias[0], self.settings.ridge, intercept=intercept)
         made = (z @ solution.weight.to(z).T).double()
         return solution, made.mean(0), made.var(0, unbiased=False)
 

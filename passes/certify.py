@@ -148,9 +148,9 @@ def coverage(symmetry: Symmetry) -> float:
     for group in symmetry.groups:
         if group.size > 1:
             can_move[group.id] = True
-    moving = total = 0
+    moving = total = 0.0
     for classes in symmetry.layout.axes.values():
-        group = symmetry.layout.group[classes]
-        moving += float(np.where(group >= 0, can_move[group], False).mean() * classes.shape[-1])
+        groups = symmetry.layout.group[classes]
+        moving += float(np.where(groups >= 0, can_move[groups], False).mean() * classes.shape[-1])
         total += classes.shape[-1]
     return moving / total if total else 0.0

@@ -89,9 +89,7 @@ def _difference(
 
 
 def _plain(node: fx.Node, names: dict[str, str]) -> Any:
-    return fx.node.map_arg(
-        (node.args, node.kwargs), lambda n: _Name(names.get(n.name, n.name))
-    )
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(names.get(n.name, n.name)))
 
 
 class _Name(str):

@@ -64,9 +64,7 @@ def fit_published(
         by_node.setdefault(site.node, []).append(site)
     layers: list[LayerFit] = []
     try:
-        sources = [
-            Network(p.module, batches, store, f"source{s}") for s, p in enumerate(programs)
-        ]
+        sources = [Network(p.module, batches, store, f"source{s}") for s, p in enumerate(programs)]
         for node in programs[0].module.graph.nodes:
             _step(sources, rewritten, node, by_node, layers, (ridge, rows_per_unknown, seed))
             tick()
@@ -169,5 +167,7 @@ def _own_columns(site: Site, layer: Any) -> IntArray:
     for s, local in enumerate(site.local):
         per_source = local[::outer]
         block = np.where(first[:, s] >= 0, first[:, s] // outer, -1)
-        columns.append(np.where(block[:, None] >= 0, block[:, None] * inner + per_source, -1).reshape(-1))
+        columns.append(
+            np.where(block[:, None] >= 0, block[:, None] * inner + per_source, -1).reshape(-1)
+        )
     return np.stack(columns, axis=1)

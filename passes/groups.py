@@ -44,6 +44,7 @@ def groups(program: Program) -> Symmetry:
 
 
 def symmetry(grouping: Grouping, coupled: set[str]) -> Symmetry:
+    """The public form of a grouping, its certificate still to come."""
     return Symmetry(
         groups=grouping.groups,
         frozen=grouping.frozen,

@@ -57,13 +57,17 @@ def _fold(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             values[node] = _attribute(module, str(node.target))
-        elif node.op in ("call_function", "call_method") and node.all_input_nodes:
-            if all(n in values for n in node.all_input_nodes):
-                values[node] = _compute(node, values)
+        elif node.op in ("call_function", "call_method") and _known(node, values):
+            values[node] = _compute(node, values)
     for node, value in values.items():
         outside = [user for user in node.users if user not in values]
         if node.op != "get_attr" and outside and isinstance(value, Tensor):
             _replace(module, node, value, outside)
+
+
+def _known(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    inputs = node.all_input_nodes
+    return bool(inputs) and all(n in values for n in inputs)
 
 
 def _compute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
@@ -136,9 +140,7 @@ def _convolution(kind: type[Any], transposed: bool) -> Maker:
         weight, groups = a["weight"], int(a.get("groups") or 1)
         rows, columns = weight.shape[0], weight.shape[1] * groups
         inputs, outputs = (rows, columns) if transposed else (columns, rows)
-        options = {
-            k: a[k] for k in ("stride", "padding", "dilation", "output_padding") if k in a
-        }
+        options = {k: a[k] for k in ("stride", "padding", "dilation", "output_padding") if k in a}
         layer: nn.Module = kind(
             inputs,
             outputs,

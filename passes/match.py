@@ -11,8 +11,17 @@ import torch
 from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.assignment import consistent
 from pleas_fx.algebra.moments import correlation
-from pleas_fx.ir import Axis, FloatArray, Group, GroupId, IntArray, Matching, Permutation
-from pleas_fx.ir import Program, Symmetry
+from pleas_fx.ir import (
+    Axis,
+    FloatArray,
+    Group,
+    GroupId,
+    IntArray,
+    Matching,
+    Permutation,
+    Program,
+    Symmetry,
+)
 from pleas_fx.permuting import occurrences, permuted
 
 SWEEPS = 30

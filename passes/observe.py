@@ -167,9 +167,9 @@ def _wanted(
         module = program.module.get_submodule(str(node.target))
         if contraction(module) is not None and not is_depthwise(module):
             _note(read, node.all_input_nodes[0], symmetry)
-        if contraction(module) is not None or channelwise(module) is not None:
-            if not _followed_by_norm(program, node):
-                _note(made, node, symmetry)
+        is_layer = contraction(module) is not None or channelwise(module) is not None
+        if is_layer and not _followed_by_norm(program, node):
+            _note(made, node, symmetry)
     return _thin(read), _thin(made)
 
 

@@ -8,7 +8,7 @@ budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from passes.match import families
 from passes.observe import Point, Statistics, planned_groups
 from pleas_fx.algebra.selection import MERGED, Path, Problem, select
-from pleas_fx.costs import CostModel, Term
+from pleas_fx.costs import CostModel
 from pleas_fx.extract import extractor
 from pleas_fx.ir import (
     Axis,
@@ -98,9 +98,7 @@ def menu(
         decisions.append(_whole(programs, symmetries, statistics, matching, own, prices))
     for group, lanes in constraints.outputs.items():
         decisions.append(_given(group, lanes, memberships, symmetries))
-    sizes = {
-        g.id: tuple(int((s.layout.group == g.id).sum()) for s in symmetries) for g in groups
-    }
+    sizes = {g.id: tuple(int((s.layout.group == g.id).sum()) for s in symmetries) for g in groups}
     return Menu(tuple(decisions), groups, memberships, matching, sizes, constraints.outputs)
 
 
@@ -134,8 +132,12 @@ def uniform(menu: Menu, widths: Mapping[GroupId, float] | float) -> Plan:
     """Every group at its own width: the best option with no more slots than that."""
     choice = []
     for decision in menu.decisions:
-        asked = widths if isinstance(widths, float) else max(
-            (widths[g] for g in decision.groups if g in widths), default=float(menu.sources)
+        asked = (
+            widths
+            if isinstance(widths, float)
+            else max(
+                (widths[g] for g in decision.groups if g in widths), default=float(menu.sources)
+            )
         )
         fitting = [k for k, o in enumerate(decision.options) if o.lanes.sum() <= asked + 1e-9]
         if not fitting:
@@ -262,9 +264,9 @@ def _merged(sources: int) -> FloatArray:
 def _path_options(path: Path, index: int, units: int, unit: int, sources: int) -> list[Option]:
     kinds = np.arange(-1, sources)
     running = np.cumsum(path.kind[:, None] == kinds[None, :], axis=0)
-    lengths = np.unique(np.linspace(1, len(path), STEPS).round().astype(int)) if len(path) else []
+    lengths = np.unique(np.linspace(min(1, len(path)), len(path), STEPS).round().astype(int))
     options = []
-    for length in lengths:
+    for length in lengths[lengths > 0]:
         counts = running[length - 1]
         if _allowed(counts * unit):
             options.append(Option(counts / units, float(path.error[length]), index, int(length)))
@@ -335,9 +337,7 @@ def _problem(
     return _joined(parts, count, sources)
 
 
-def _joined(
-    parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: int
-) -> Problem:
+def _joined(parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: int) -> Problem:
     """Several groups of a block family side by side, each unit's channels in a row."""
     sizes = [len(w[0]) for _, w in parts]
     total = sum(sizes)
@@ -432,9 +432,7 @@ def _module_weight(
     return total
 
 
-def extractor_index(
-    symmetry: Symmetry, classes: IntArray | None, group: Group
-) -> IntArray | None:
+def extractor_index(symmetry: Symmetry, classes: IntArray | None, group: Group) -> IntArray | None:
     """(occurrences, channels): where a group is on a weight axis."""
     if classes is None or classes.ndim > 1:
         return None

@@ -37,8 +37,7 @@ def plan_published(menu: Menu, width: float) -> Plan:
     for decision in menu.decisions:
         if not decision.groups or decision.groups[0] in menu.outputs:
             continue
-        for group, own in _decide(menu, decision, share).items():
-            lanes[group] = own
+        lanes.update(_decide(menu, decision, share))
     return plan_of_lanes(menu, lanes)
 
 

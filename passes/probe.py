@@ -66,9 +66,19 @@ def probe(
             passed = 0
         else:
             passed += 1
-            if passed == 2 + 2 * (len(groups) + len(whole)).bit_length():
+            if passed == _trials(groups, whole):
                 return whole
     raise AssertionError("probing doesn't come to an end")
+
+
+def _trials(groups: Sequence[Group], whole: Sequence[frozenset[GroupId]]) -> int:
+    """One trial where every width is free; else enough to tell every two whole sets apart."""
+    sets = len(whole) + sum(_units(family) < SMALL for family in families(groups))
+    return 2 + 2 * sets.bit_length() if sets else 1
+
+
+def _units(family: Sequence[Group]) -> int:
+    return family[0].blocks.count if family[0].blocks else family[0].size
 
 
 def joined(
@@ -113,13 +123,15 @@ def _irregular(
     rng = np.random.default_rng(trial)
     number = {g: k for k, w in enumerate(whole) for g in w}
     lanes: dict[GroupId, tuple[Lane, ...]] = dict(given)
-    for k, family in enumerate(families(groups), start=len(whole)):
-        count = family[0].blocks.count if family[0].blocks else family[0].size
+    small = len(whole)
+    for family in families(groups):
+        count = _units(family)
+        small += count < SMALL
         stuck = [number[g.id] for g in family if g.id in number]
         if not stuck and count == SMALL - 1 and trial == 0:
             shares = _all(count - 1, sources, False)
         elif stuck or count < SMALL:
-            shares = _all(count, sources, _apart(stuck[0] if stuck else k, trial))
+            shares = _all(count, sources, _apart(stuck[0] if stuck else small, trial))
         else:
             shares = _shares(rng, count, sources)
         for group in family:
@@ -153,9 +165,7 @@ def _shares(rng: np.random.Generator, count: int, sources: int) -> list[IntArray
     return parts
 
 
-def _lanes(
-    group: Group, shares: Sequence[IntArray], sources: int, count: int
-) -> tuple[Lane, ...]:
+def _lanes(group: Group, shares: Sequence[IntArray], sources: int, count: int) -> tuple[Lane, ...]:
     inner = group.size // count
     memberships: list[Membership] = [everyone(sources), *(only(s) for s in range(sources))]
     lanes = []

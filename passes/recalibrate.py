@@ -53,6 +53,7 @@ def correct_statistics(
             sources = len(means)
             own = variances.sum(0)
             cross = deviation.sum(0).square() - own
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.copy_(means.mean(0))
             norm.running_var.copy_((own + correlation * cross) / sources**2)

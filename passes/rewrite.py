@@ -7,19 +7,16 @@ order of every layer's input channels is read off, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
-from passes._lanes import Mismatch, Value, Walk
+from passes._lanes import Mismatch, Walk
 from passes._layers import Layers, Site
 from passes._nodes import Nodes
-from pleas_fx.errors import IncompatibleModelsError
-from pleas_fx.ir import GroupId, Lane, Layout, Membership, Program, Symmetry, everyone, only
+from pleas_fx.ir import GroupId, Lane, Layout, Membership, Program, Symmetry
 from pleas_fx.lanes import SlotTable, slot_table
 
 HEADS = ("separate", "shared", "joint")

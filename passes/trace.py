@@ -50,9 +50,7 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
         return fx.symbolic_trace(copy.deepcopy(model).eval())
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TraceError(
-            f"{type(model).__name__} can't be traced by torch.fx: {first}"
-        ) from error
+        raise TraceError(f"{type(model).__name__} can't be traced by torch.fx: {first}") from error
 
 
 INPLACE_FUNCTIONS: dict[Any, Any] = {
@@ -115,9 +113,9 @@ class _Runner(fx.Interpreter):
             raise TraceError(f"{describe(n)} fails on the example inputs: {first}") from error
         if isinstance(result, Tensor):
             self.shapes[n.name] = tuple(result.shape)
-            if n.op.startswith("call") and _first(n) is not None:
-                if result is self.env.get(_first(n)):  # type: ignore[call-overload]
-                    self.identities.append(n)
+            source = _first(n)
+            if n.op.startswith("call") and source is not None and result is self.env.get(source):
+                self.identities.append(n)
         return result
 
 

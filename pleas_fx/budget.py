@@ -90,9 +90,7 @@ def _fully_merged(
     return plan, result
 
 
-def _at_width(
-    menu: Menu, budget: Budget, emit: _Emitter, method: str
-) -> tuple[Plan, Rewritten]:
+def _at_width(menu: Menu, budget: Budget, emit: _Emitter, method: str) -> tuple[Plan, Rewritten]:
     asked = list(budget.widths.values()) if budget.widths is not None else [budget.width or 0.0]
     if any(not 0 < w <= menu.sources for w in asked):
         raise BudgetError(

@@ -113,7 +113,9 @@ def _signatures(facts: Facts, classes: IntArray) -> Hash:
     return signature
 
 
-def _keys(classes: IntArray, signature: Hash, pinned: npt.NDArray[np.bool_], unit: IntArray) -> _Keys:
+def _keys(
+    classes: IntArray, signature: Hash, pinned: npt.NDArray[np.bool_], unit: IntArray
+) -> _Keys:
     """What classes must share to be in one group."""
     present = np.unique(classes)
     in_block = unit[present] >= 0
@@ -191,7 +193,11 @@ class _Builder:
         return {key: np.array(members) for key, members in found.items()}
 
     def _arrange(
-        self, number: int, members: IntArray, key: tuple[int, ...], families: dict[tuple[int, ...], int]
+        self,
+        number: int,
+        members: IntArray,
+        key: tuple[int, ...],
+        families: dict[tuple[int, ...], int],
     ) -> Blocks | None:
         """Number the channels of a group, block by block where it has blocks."""
         blocks = None

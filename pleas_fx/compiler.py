@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
+from passes._solve import Settings
 from passes.compare import compare
 from passes.fit import fit
 from passes.fit_published import fit_published
@@ -29,7 +29,6 @@ from pleas_fx.data_free import correct
 from pleas_fx.errors import IncompatibleModelsError, OptionError
 from pleas_fx.heads import Classes, given_lanes, head_nodes, output_groups
 from pleas_fx.ir import GroupId, Lane, LayerFit, Matching, Plan, Program, Report, Symmetry
-from passes._solve import Settings
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
 
@@ -138,9 +137,7 @@ class Observed:
     matching: Matching
 
 
-def look(
-    prepared: Prepared, data: Batches | None, options: Options, clock: Clock
-) -> Observed:
+def look(prepared: Prepared, data: Batches | None, options: Options, clock: Clock) -> Observed:
     """Statistics of the sources on the data, and the matching of their channels."""
     statistics = None
     if data is not None and options.method != "average":
@@ -152,9 +149,7 @@ def look(
         return Observed(statistics, _matching(prepared, statistics, options))
 
 
-def _matching(
-    prepared: Prepared, statistics: Statistics | None, options: Options
-) -> Matching:
+def _matching(prepared: Prepared, statistics: Statistics | None, options: Options) -> Matching:
     if options.method == "average":
         return identity_matching(prepared.symmetries[0], len(prepared.programs))
     if statistics is None:

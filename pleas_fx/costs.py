@@ -70,7 +70,9 @@ def _flops(program: Program, node: fx.Node, weight: Tensor) -> float:
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     where = node.all_input_nodes[0].name if transposed else node.name
     shape = program.shapes[where]
-    positions = int(np.prod(shape[1:])) // (shape[-1] if isinstance(module, nn.Linear) else shape[1])
+    positions = int(np.prod(shape[1:])) // (
+        shape[-1] if isinstance(module, nn.Linear) else shape[1]
+    )
     return 2.0 * positions * weight.numel()
 
 

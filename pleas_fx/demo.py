@@ -21,7 +21,7 @@ from pleas_fx.commands.output import Answer, progress
 from pleas_fx.errors import ArtefactError, ExportError, SourceError
 
 if TYPE_CHECKING:
-    from pleas_fx.result import MergeResult
+    from pleas_fx.result import MergeResult, RecipeValue
 
 CLASSES = 5  # of each network; the second one's labels begin here
 BUDGETS = (0.25, 0.5, 1.0, 1.2, 2.0)
@@ -165,11 +165,13 @@ def joint_rows(
 
 
 # What the command line calls the fixtures, so that the saved recipe reproduces the network.
-_SOURCES = [
+_SOURCES: list[RecipeValue] = [
     f"fixtures/resnet.py:{name}@fixtures/{name}.safetensors"
     for name in ("classes_0_4", "classes_5_9")
 ]
-_CALIBRATION = [f"fixtures/load.py:{name}" for name in ("calibration_0_4", "calibration_5_9")]
+_CALIBRATION: list[RecipeValue] = [
+    f"fixtures/load.py:{name}" for name in ("calibration_0_4", "calibration_5_9")
+]
 
 
 def _merged_row(images: Images, variant: Variant, example: Tensor) -> Row:

@@ -30,9 +30,7 @@ def output_groups(program: Program, symmetry: Symmetry) -> frozenset[GroupId]:
     return frozenset(GroupId(g) for g in found if g in planned)
 
 
-def head_nodes(
-    program: Program, symmetry: Symmetry, outputs: frozenset[GroupId]
-) -> frozenset[str]:
+def head_nodes(program: Program, symmetry: Symmetry, outputs: frozenset[GroupId]) -> frozenset[str]:
     """The nodes of the source graph that carry output groups, or nothing but outputs."""
     names = set()
     for node in program.module.graph.nodes:
@@ -69,9 +67,7 @@ def given_lanes(
     return lanes
 
 
-def _head_lanes(
-    sizes: Sequence[int], heads: str, classes: Classes | None
-) -> tuple[Lane, ...]:
+def _head_lanes(sizes: Sequence[int], heads: str, classes: Classes | None) -> tuple[Lane, ...]:
     sources = len(sizes)
     if heads == "separate":
         return tuple(_own_lane(s, n, sources) for s, n in enumerate(sizes))
@@ -95,9 +91,7 @@ def _joint_channels(sizes: Sequence[int], classes: Classes | None) -> np.ndarray
     """One row an output: side by side, or by name where sources share classes."""
     names = classes or [[(s, k) for k in range(n)] for s, n in enumerate(sizes)]
     if len(names) != len(sizes) or any(len(c) != n for c, n in zip(names, sizes, strict=True)):
-        raise OptionError(
-            f"classes must name every output of every source: {list(sizes)} outputs"
-        )
+        raise OptionError(f"classes must name every output of every source: {list(sizes)} outputs")
     order = list(dict.fromkeys(name for own in names for name in own))
     channels = np.full((len(order), len(sizes)), -1, np.int64)
     for s, own in enumerate(names):

@@ -58,7 +58,9 @@ class Program:
     modules: Mapping[str, str]  # node name -> path of the module whose code made it
 
     def __str__(self) -> str:
-        rows = (f"{node.name}: {self.shapes.get(node.name, '')}" for node in self.module.graph.nodes)
+        rows = (
+            f"{node.name}: {self.shapes.get(node.name, '')}" for node in self.module.graph.nodes
+        )
         return "\n".join(rows)
 
 

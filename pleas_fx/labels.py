@@ -82,16 +82,14 @@ def canonical(labels: Tensor) -> Tensor:
 
 def pattern(labels: Tensor) -> tuple[int, ...]:
     """The dims along which a canonical coordinate varies."""
-    return tuple(
-        d for d in range(labels.dim()) if labels.shape[d] > 1 and labels.stride(d) != 0
-    )
+    return tuple(d for d in range(labels.dim()) if labels.shape[d] > 1 and labels.stride(d) != 0)
 
 
 class Labeller(TorchDispatchMode):
     """Runs operators as usual and keeps the labels of every tensor beside them."""
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rules = rules
         self.node = ""
         self.count = 0

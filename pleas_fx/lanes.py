@@ -49,9 +49,7 @@ class SlotTable:
         return table
 
 
-def slot_table(
-    lanes: Mapping[GroupId, tuple[Lane, ...]], layouts: Sequence[Layout]
-) -> SlotTable:
+def slot_table(lanes: Mapping[GroupId, tuple[Lane, ...]], layouts: Sequence[Layout]) -> SlotTable:
     """Number the slots of all groups."""
     start: dict[tuple[GroupId, Membership], int] = {}
     classes: list[IntArray] = []
@@ -98,14 +96,10 @@ def locate(wanted: IntArray, occurrence: IntArray, axis: IntArray) -> IntArray:
     return np.where(found, order[place], -1)
 
 
-def source_positions(
-    slots: IntArray, table: SlotTable, axes: Sequence[IntArray]
-) -> IntArray:
+def source_positions(slots: IntArray, table: SlotTable, axes: Sequence[IntArray]) -> IntArray:
     """(positions, sources): where each position of a merged axis is on every source's axis."""
     occurrence = occurrences(slots)
-    columns = [
-        locate(table.classes[slots, s], occurrence, axis) for s, axis in enumerate(axes)
-    ]
+    columns = [locate(table.classes[slots, s], occurrence, axis) for s, axis in enumerate(axes)]
     return np.stack(columns, axis=1)
 
 

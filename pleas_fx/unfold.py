@@ -13,6 +13,7 @@ from pleas_fx.ir import IntArray
 
 
 def is_transposed(module: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution."""
     return isinstance(module, nn.modules.conv._ConvTransposeNd)
 
 
@@ -28,7 +29,8 @@ def input_rows(module: nn.Module, x: Tensor, output: torch.Size, at: IntArray) -
     windows = _windows(layer, x)
     index = np.unravel_index(at, (output[0], *output[2:]))
     where = [torch.from_numpy(np.asarray(i)).to(x.device) for i in index]
-    picked = windows[where[0], :, *where[1:]]
+    picking: tuple[Any, ...] = (where[0], slice(None), *where[1:])
+    picked = windows[picking]
     return picked.reshape(len(at), layer.groups, -1)
 
 
@@ -39,7 +41,7 @@ def _windows(layer: Any, x: Tensor) -> Tensor:
     for d in range(spatial):
         reach = (layer.kernel_size[d] - 1) * layer.dilation[d] + 1
         x = x.unfold(2 + d, reach, stride[d])
-    steps = tuple(slice(None, None, layer.dilation[d]) for d in range(spatial))
+    steps: tuple[Any, ...] = tuple(slice(None, None, layer.dilation[d]) for d in range(spatial))
     return x[(..., *steps)]
 
 

@@ -19,6 +19,9 @@ class Residual:
     both matrices only ever need their columns, so updates wait and are applied as products.
     """
 
+    v: Tensor  # (PENDING, candidates): the updates that wait, and as many of a'
+    a: Tensor
+
     def __init__(self, joint: Tensor, weighting: Tensor, allowed: Tensor, accuracy: float) -> None:
         """``joint`` (2n, 2n): covariance of (channels, merged channels); float64."""
         n = len(weighting)
@@ -91,8 +94,8 @@ class Residual:
 
     def _index(self) -> None:
         """Empty buffers for the columns there are, and where each candidate lies."""
-        self.v: Tensor = self.p.new_zeros(PENDING, len(self.ids))
-        self.a: Tensor = torch.zeros_like(self.v)
+        self.v = self.p.new_zeros(PENDING, len(self.ids))
+        self.a = torch.zeros_like(self.v)
         self.pending = 0
         self.place = np.full(len(self.score), -1, np.int64)
         self.place[self.ids.cpu().numpy()] = np.arange(len(self.ids))

@@ -14,6 +14,7 @@ from pleas_fx.report.tables import plain
 from pleas_fx.result import MergeResult
 
 DASH = "–"
+LONGEST_NAME = 32  # beside a bar; the end of a path says more than its beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class GroupRow:
     """A group in the chart and in the table."""
 
     name: str
+    short: str
     hint: str
     parts: tuple[Part, ...]
     mark: float  # where one source's width lies on the bar, percent
@@ -127,6 +129,7 @@ def _group_row(plan: GroupPlan, group: Group | None, longest: float) -> GroupRow
     kept = [len(own) for own in plan.kept]
     return GroupRow(
         name=name,
+        short=name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :],
         hint=hint,
         parts=_parts(plan, longest),
         mark=100.0 / longest,
@@ -191,19 +194,19 @@ def legend(rows: Sequence[GroupRow]) -> list[Part]:
 
 
 def layer_rows(layers: Sequence[LayerFit]) -> list[LayerRow]:
-    """One row a layer."""
-    return [_layer_row(layer) for layer in layers]
+    """One row a layer, with bars relative to the largest residual."""
+    largest = max((f.residual for f in layers if math.isfinite(f.residual)), default=0.0)
+    return [_layer_row(layer, largest) for layer in layers]
 
 
-def _layer_row(layer: LayerFit) -> LayerRow:
+def _layer_row(layer: LayerFit, largest: float) -> LayerRow:
     residual = layer.residual if math.isfinite(layer.residual) else 0.0
-    level = "good" if residual < 0.1 else "fair" if residual < 0.4 else "poor"
     deficient = layer.rank < layer.unknowns and layer.rows > 0
     return LayerRow(
         name=layer.name,
         residual=number(layer.residual),
-        bar=100.0 * min(max(residual, 0.0), 1.0),
-        style=level,
+        bar=100.0 * max(residual, 0.0) / largest if largest > 0 else 0.0,
+        style="good" if residual < 0.1 else "fair" if residual < 0.4 else "poor",
         rows=f"{layer.rows:,}",
         unknowns=f"{layer.unknowns:,}",
         rank=f"{layer.rank:,}" + (" (deficient)" if deficient else ""),

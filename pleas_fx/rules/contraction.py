@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
@@ -100,19 +99,18 @@ def _grouped(
     """Blocks of input and output channels; the shared weight axis is relabelled per block."""
     inside = weight.shape[1]
     own = _axis(ctx, weight, 0)
-    if transposed:
-        outer = ctx.fresh(groups * inside)
-        local = outer.view(groups, inside)
-        if own is not None and channels is not None:
-            ctx.tie(own, channels)
-    else:
-        outer = own
-        local = None if channels is None else channels.view(groups, inside)
-    if channels is None or outer is None or local is None:
+    if channels is None or own is None:
         for labels in (channels, own, _axis(ctx, weight, 1)):
             if labels is not None:
                 ctx.pin(labels, "grouped convolution over channels without labels")
-        return own if not transposed else None
+        return None if transposed else own
+    if transposed:
+        outer = ctx.fresh(groups * inside)
+        local = outer.view(groups, inside)
+        ctx.tie(own, channels)
+    else:
+        outer = own
+        local = channels.view(groups, inside)
     blocks = ctx.fresh(groups).view(groups, 1)
     ctx.nest(channels.view(groups, -1), blocks)
     ctx.nest(outer.view(groups, -1), blocks)

@@ -100,7 +100,9 @@ def resized_contraction(module: nn.Module, inputs: int, outputs: int, groups: in
     return _typed(result)
 
 
-def resized_channelwise(module: nn.Module, entry: Channelwise, channels: int, before: int) -> nn.Module:
+def resized_channelwise(
+    module: nn.Module, entry: Channelwise, channels: int, before: int
+) -> nn.Module:
     """A copy of a per-channel layer with another number of channels."""
     result = _blank(module)
     entry.resize(result, channels, before)

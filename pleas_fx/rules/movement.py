@@ -107,9 +107,7 @@ def _tied_across(
     for k, coordinates in enumerate(across):
         for labels in coordinates:
             key = pattern(labels)
-            others = [
-                [c for c in cs if pattern(c) == key] for j, cs in enumerate(across) if j != k
-            ]
+            others = [[c for c in cs if pattern(c) == key] for j, cs in enumerate(across) if j != k]
             if not all(others) or any(along):
                 ctx.pin(labels, "concatenated with channels that don't line up")
             for same_pattern in others:

@@ -87,7 +87,7 @@ POINTWISE: dict[str, Rule] = dict.fromkeys(
     addcdiv prelu _prelu_kernel rrelu masked_fill eq ne gt lt ge le logical_not logical_and
     logical_or logical_xor bitwise_and bitwise_or bitwise_not floor ceil round trunc frac fmod
     remainder log_sigmoid_forward hardshrink softshrink nan_to_num isnan isfinite rrelu_with_noise
-    floor_divide true_divide xlogy sinh cosh asinh acosh atanh asin acos erfinv sinc sgn special_expit
-    _conj resolve_conj bernoulli zeros_like ones_like full_like logit""".split(),
+    floor_divide true_divide xlogy sinh cosh asinh acosh atanh asin acos erfinv sinc sgn
+    special_expit _conj resolve_conj zeros_like ones_like full_like logit""".split(),
     pointwise,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,12 @@ def _sizes(args: Args, counter: Counter, skip: int) -> Args:
 
 
 def view(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
+    """Sizes of a view, reshape or expand."""
     return _sizes(args, counter, 1), kwargs
 
 
 def unflatten(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
+    """Sizes that one dim is unfolded into."""
     x, dim, sizes = args[0], int(args[1]), list(args[2])
     rank = counter.rank
     for k, size in enumerate(sizes):
@@ -84,25 +87,32 @@ def unflatten(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwarg
 
 
 def split(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
+    """Sections of a split along a labelled dim."""
     return _split(args, kwargs, counter, _sections)
 
 
 def chunk(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
+    """Equal parts become sections of the sizes that the lane has."""
     return _split(args, kwargs, counter, _chunks)
 
 
 def _split(
     args: Args, kwargs: Kwargs, counter: Counter, bounds: Callable[[Any, int], list[int]]
 ) -> tuple[Args, Kwargs]:
-    x, how = args[0], args[1] if len(args) > 1 else next(
-        kwargs[k] for k in ("split_size_or_sections", "split_size", "chunks") if k in kwargs
+    x, how = (
+        args[0],
+        args[1]
+        if len(args) > 1
+        else next(
+            kwargs[k] for k in ("split_size_or_sections", "split_size", "chunks") if k in kwargs
+        ),
     )
     dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
     kept = _along(counter.before, dim, counter.rank)
     if kept is None or not isinstance(how, (int, list, tuple)):
         return args, kwargs
     edges = np.cumsum([0, *bounds(how, len(kept))])
-    sections = [int(kept[a:b].sum()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    sections = [int(kept[a:b].sum()) for a, b in pairwise(edges)]
     return (x, sections, dim), {}
 
 
@@ -138,6 +148,7 @@ def _bound(value: Any, dim: int, counter: Counter) -> Any:
 
 
 def narrow(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
+    """Start and length along a labelled dim."""
     x, dim, start, length = args
     if not (isinstance(start, int) and isinstance(length, int)):
         return args, kwargs

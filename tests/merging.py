@@ -1,0 +1,42 @@
+"""What the oracle tests share: sources, merges and relative errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import pleas_fx as pf
+from tests.networks import NETWORKS
+
+FEW = 24  # calibration examples: enough for mechanics
+NAMES = sorted(NETWORKS)
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Every output tensor, in order."""
+    with torch.no_grad():
+        return [t for t in tree_leaves(model(*inputs)) if isinstance(t, Tensor)]
+
+
+def worst(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest relative error (norm over norm) of any output."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((a - b).double().norm() / b.double().norm()) for a, b in pairs)
+
+
+def calibration(name: str, seed: int = 5) -> list[tuple[Tensor, ...]]:
+    """A few batches for a network of the zoo."""
+    return [NETWORKS[name].batch(FEW // 2, seed=seed + k) for k in range(2)]
+
+
+def merge(name: str, models: Sequence[nn.Module], **options: object) -> pf.MergeResult:
+    """Merge on a few examples, in silence."""
+    return pf.merge(models, calibration(name), progress=False, **options)  # type: ignore[arg-type]
+
+
+def clone(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything a model holds."""
+    return {key: value.clone() for key, value in model.state_dict().items()}
