@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def read_tensors(path: Path) -> object:
     if path.suffix not in PICKLED:
         raise SourceError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: the answer is ours to give
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SourceError(f"{path}: {_refusal(error)}") from error
 
@@ -78,11 +81,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _refusal(error: Exception) -> str:
     """Why ``torch.load`` gave up, in one line."""
-    found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"`(\S+)`", str(error))
-    if "weights" in str(error).lower() and "unpickle" in type(error).__name__.lower() + str(error):
-        what = f" ({found[1]})" if found else ""
-        return f"holds more than tensors{what} and was not loaded: save model.state_dict() instead"
-    return f"can't be read as a PyTorch checkpoint ({one_line(error)})"
+    if "weights only" not in str(error).lower() and "GLOBAL" not in str(error):
+        return f"can't be read as a PyTorch checkpoint ({one_line(error)})"
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    what = f" ({found[1]})" if found else ""
+    return f"isn't a file of tensors only{what} and was not loaded; save model.state_dict()"
 
 
 def _state_dict(found: object, path: Path) -> dict[str, Tensor]:

@@ -63,7 +63,8 @@ class _Solver:
     ) -> None:
         self.decisions, self.model, self.rows = decisions, model, rows
         self.shape = shape
-        self.errors = [np.array([o.error for o in d.options]) for d in decisions]
+        # Squares: one badly served layer spoils what all others keep (docs/decisions).
+        self.errors = [np.array([o.error for o in d.options]) ** 2 for d in decisions]
         self.lanes = [np.stack([o.lanes for o in d.options]) for d in decisions]
 
     def x(self, choice: Sequence[int]) -> FloatArray:

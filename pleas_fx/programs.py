@@ -20,10 +20,14 @@ from pleas_fx.errors import SourceError
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 TENSOR_PREFIX = "tensor_"  # how torch.export names constants that are tensors
-# Size expressions go through sympy, which evaluates them: symbols and sympy's own functions only.
+# Sizes are written like Add(Symbol('s0', integer=True), Integer(1)), and sympy evaluates them as
+# Python. Symbols and names with a capital (sympy's own) can do no harm; nothing else gets there.
 NAME = re.compile(r"[A-Za-z_]\w*")
 PLAIN_NAME = re.compile(r"(?:[suz]\w{0,3}\d+|int_oo|oo|[A-Z]\w*)\Z")
 PLAIN_EXPRESSION = re.compile(r"[\w\s+\-*/%(),.<>=!&|~]*\Z")
+QUOTED = re.compile(r"'(\w+)'")
+KEYWORD = re.compile(r"\b[a-z_]+=(?!=)")
+ATTRIBUTE = re.compile(r"\.\s*[A-Za-z_]")
 
 _lock = threading.Lock()
 
@@ -75,11 +79,11 @@ def _entries(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _plain(expression: str) -> bool:
-    names = NAME.findall(expression)
+    bare = KEYWORD.sub("", QUOTED.sub(r"\1", expression))
     return (
-        PLAIN_EXPRESSION.match(expression) is not None
-        and re.search(r"\.\s*[A-Za-z_]", expression) is None
-        and all(PLAIN_NAME.match(name) for name in names)
+        PLAIN_EXPRESSION.match(bare) is not None
+        and ATTRIBUTE.search(bare) is None
+        and all(PLAIN_NAME.match(name) for name in NAME.findall(bare))
     )
 
 

@@ -55,10 +55,8 @@ def _built(spec: str) -> nn.Module:
     found = WEIGHTS.match(spec)
     name, weights = (found["model"], Path(found["weights"])) if found else (spec, None)
     kind, separator, rest = name.partition(":")
-    if kind == "torchvision" and separator:
-        model = _torchvision(rest)
-    elif kind == "timm" and separator:
-        model = _timm(rest)
+    if kind in ("torchvision", "timm") and separator and "@" not in rest:
+        model = _torchvision(rest) if kind == "torchvision" else _timm(rest)
     elif ".py:" in name:
         model = _from_file(name)
     else:

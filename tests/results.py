@@ -87,10 +87,11 @@ def report() -> Report:
 
 
 def result(model: nn.Module | None = None, **changes: object) -> MergeResult:
-    """A result whose network is ``model`` (two outputs), traced."""
+    """A result whose network is ``model`` (two outputs), traced unless it is a graph."""
     network = seeded(Merged, 0) if model is None else model
+    traced = network if isinstance(network, fx.GraphModule) else fx.symbolic_trace(network).eval()
     made = MergeResult(
-        model=fx.symbolic_trace(network).eval(),
+        model=traced,
         plan=plan(),
         report=report(),
         symmetry=symmetry(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from pleas_fx.commands.artefacts import check_free
 from pleas_fx.commands.inputs import device as device_of
 from pleas_fx.commands.inputs import example_inputs, numbers, shape
 from pleas_fx.commands.output import Answer, Session, progress
@@ -46,11 +47,13 @@ def merge(current: Session, recipe: Recipe, device: str | None) -> Answer:
     """Merge, save the artefact, and say what came out."""
     from pleas_fx.api import merge as merge_models
 
+    out = Path(recipe.out or OUT)
+    check_free(out)
     arguments = _arguments(current, recipe, device)
     with progress("merge") as report:
         result = merge_models(**arguments, progress=report, recipe=recipe.origin())
         report("save")
-        folder = result.save(Path(recipe.out or OUT))
+        folder = result.save(out)
     return _merged(result, folder)
 
 

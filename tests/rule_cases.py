@@ -1,0 +1,546 @@
+"""Tiny networks, one for each use of an operator, and the groups that each must have.
+
+Layers ``a`` (and ``c``, ``d`` where they say so) read the network's input of 2 channels, ``b``
+makes its output of 3. Sizes are odd and distinct, so that nothing is tied by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Forward = Callable[[Any, Tensor], Any]
+
+IMAGE = (2, 2, 5, 7)
+SHAPES = {1: (2, 2, 9), 2: IMAGE, 3: (2, 2, 5, 7, 4)}
+CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Net(nn.Module):
+    """A network whose forward is a function of itself and its input."""
+
+    def __init__(self, function: Forward, **members: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, member in members.items():
+            if isinstance(member, nn.Module | nn.Parameter):
+                setattr(self, name, member)
+            else:
+                self.register_buffer(name, member)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its movable groups and its frozen axes, the network's own output aside.
+
+    ``groups``: sizes, blocks as count x inner. ``unused``: sizes of groups that no output depends
+    on. ``needless``: frozen groups that could move, with a rule that knew more.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    groups: str
+    frozen: str = "a.weight.1"
+    shape: tuple[int, ...] = IMAGE
+    unused: str = ""
+    needless: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def conv(c_in: int, c_out: int, kernel: int = 1, **options: Any) -> nn.Conv2d:
+    """A convolution, 1x1 unless told otherwise."""
+    return nn.Conv2d(c_in, c_out, kernel, **options)
+
+
+def net(function: Forward, **members: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """Builds a network with fresh members."""
+    return lambda: Net(function, **{name: member() for name, member in members.items()})
+
+
+def between(
+    operation: Forward, channels_: int = 5, after_: int = 0, **members: Callable[[], Any]
+) -> Callable[[], nn.Module]:
+    """``a``, the operation, ``b``; ``after_``: channels that the operation makes of them."""
+    return net(
+        lambda s, x: s.b(operation(s, s.a(x))),
+        a=lambda: conv(2, channels_),
+        b=lambda: conv(after_ or channels_, 3),
+        **members,
+    )
+
+
+def two(
+    operation: Callable[[Tensor, Tensor], Tensor], left: int = 5, right: int = 5, after: int = 5
+) -> Callable[[], nn.Module]:
+    """``a`` and ``c`` beside each other, an operation on both, ``b``."""
+    return net(
+        lambda s, x: s.b(operation(s.a(x), s.c(x))),
+        a=lambda: conv(2, left),
+        c=lambda: conv(2, right),
+        b=lambda: conv(after, 3),
+    )
+
+
+def parts(operation: Forward, *sizes: int) -> Callable[[], nn.Module]:
+    """``a``, parts of its output, ``b`` and ``c`` on a part each."""
+
+    def function(s: Any, x: Tensor) -> Tensor:
+        first, second = operation(s, s.a(x))
+        return s.b(first) + s.c(second)
+
+    return net(
+        function,
+        a=lambda: conv(2, sum(sizes)),
+        b=lambda: conv(sizes[0], 3),
+        c=lambda: conv(sizes[1], 3),
+    )
+
+
+def spatial(operation: Forward, dims: int, name: str) -> Case:
+    """An operation that leaves channels alone, in a network of 1 to 3 spatial dims."""
+    build = net(
+        lambda s, x: s.b(operation(s, s.a(x))),
+        a=lambda: CONVS[dims](2, 5, 1),
+        b=lambda: CONVS[dims](5, 3, 1),
+    )
+    return Case(f"{name}-{dims}d", build, "5", shape=SHAPES[dims])
+
+
+def head(operation: Forward, features: int = 5) -> Callable[[], nn.Module]:
+    """``a``, an operation, and a linear ``b``."""
+    return net(
+        lambda s, x: s.b(operation(s, s.a(x))),
+        a=lambda: conv(2, 5),
+        b=lambda: nn.Linear(features, 3),
+    )
+
+
+BOTH = "a.weight.1 c.weight.1"  # of two layers that read the network's input
+CUT_OFF = "a.weight.0 a.weight.1 a.bias.0 b.weight.1"  # nothing between input and output moves
+
+MOVEMENT = [
+    Case("view", between(lambda s, x: x.view(x.shape[0], 5, -1).view(x.shape[0], 5, 5, 7)), "5"),
+    Case("permute", between(lambda s, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)), "5"),
+    Case("transpose", between(lambda s, x: x.transpose(2, 3)), "5"),
+    Case("movedim", between(lambda s, x: x.movedim(1, -1).movedim(-1, 1)), "5"),
+    Case("squeeze", head(lambda s, x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)), "5"),
+    Case("flatten", head(lambda s, x: x.flatten(1), 175), "5"),
+    Case("cat", two(lambda p, q: torch.cat([p, q], 1), 3, 5, 8), "3 5", BOTH),
+    Case("cat-twice", between(lambda s, x: torch.cat([x, x.relu()], 1), 5, 10), "5"),
+    Case("cat-positions", two(lambda p, q: torch.cat([p, q], 2)), "5", BOTH),
+    Case("cat-batch", two(lambda p, q: torch.cat([p, q], 0)), "5", BOTH),
+    Case(
+        "cat-input",
+        net(
+            lambda s, x: s.b(torch.cat([s.a(x), x], 1)),
+            a=lambda: conv(2, 3),
+            b=lambda: conv(5, 3),
+        ),
+        "3",
+        "a.weight.1 b.weight.1",
+    ),
+    Case(
+        "cat-constant",
+        between(lambda s, x: torch.cat([x, torch.arange(70.0).view(1, 2, 5, 7).to(x)], 1), 3, 5),
+        "3",
+        "a.weight.1 b.weight.1 _tensor_constant0.1 _tensor_constant0.2 _tensor_constant0.3",
+    ),
+    Case("chunk", parts(lambda s, x: x.chunk(2, 1), 4, 4), "4 4"),
+    Case("chunk-odd", parts(lambda s, x: x.chunk(2, 1), 4, 3), "4 3"),
+    Case(
+        "chunk-gate",
+        between(lambda s, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(), 10, 5),
+        "5",
+    ),
+    Case("split", parts(lambda s, x: x.split([3, 5], 1), 3, 5), "3 5"),
+    Case("narrow", between(lambda s, x: x.narrow(1, 1, 5), 7, 5), "2 5", unused="2"),
+    Case("slice", between(lambda s, x: x[:, :5, 1:, ::2], 7, 5), "5 2", unused="2"),
+    Case("slice-step", between(lambda s, x: x[:, ::2], 7, 4), "4 3", unused="3"),
+    Case("stack-sum", two(lambda p, q: torch.stack([p, q], 1).sum(1)), "5", BOTH),
+    Case(
+        "stack-interleave",
+        two(lambda p, q: torch.stack([p, q], 2).flatten(1, 2), 5, 5, 10),
+        "5",
+        BOTH,
+    ),
+    Case("unbind", between(lambda s, x: torch.stack(x.unbind(2), 2)), "5"),
+    Case("pad", between(lambda s, x: F.pad(x, (1, 2, 0, 3))), "5"),
+    Case("pad-channels", between(lambda s, x: F.pad(x, (0, 0, 0, 0, 1, 2)), 5, 8), "5 3", unused="3"),
+    Case(
+        "pad-channels-add",
+        two(lambda p, q: F.pad(p, (0, 0, 0, 0, 0, 2)) + q, 3, 5),
+        "3 2",
+        BOTH,
+    ),
+    Case("pixel-shuffle", between(lambda s, x: F.pixel_shuffle(x, 2), 20, 5), "5"),
+    Case("pixel-unshuffle", between(lambda s, x: F.pixel_unshuffle(x[..., :4, :6], 2), 3, 12), "3"),
+    Case("channel-shuffle", between(lambda s, x: F.channel_shuffle(x, 3), 15), "15"),
+    Case(
+        "shuffle-by-views",
+        between(lambda s, x: x.view(-1, 3, 5, 5, 7).transpose(1, 2).reshape(-1, 15, 5, 7), 15),
+        "15",
+    ),
+    Case("roll-positions", between(lambda s, x: x.roll((1, 2), (2, 3))), "5"),
+    Case("roll-channels", between(lambda s, x: x.roll(2, 1)), "5"),
+    Case("roll-channels-add", between(lambda s, x: x + x.roll(2, 1)), "1"),
+    Case("flip", between(lambda s, x: x.flip(1, 3)), "5"),
+    Case("flip-add", between(lambda s, x: x + x.flip(1)), "2 1"),
+    Case("rot90", between(lambda s, x: torch.rot90(x, 1, (2, 3))), "5"),
+    Case(
+        "expand", between(lambda s, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 5, 7)), "5"
+    ),
+    Case("repeat", between(lambda s, x: x.repeat(1, 2, 1, 1), 3, 6), "3"),
+    Case("repeat-interleave", between(lambda s, x: x.repeat_interleave(2, 1), 3, 6), "3"),
+    Case("index", between(lambda s, x: x[:, [4, 2, 0, 1, 3]]), "5"),
+    Case("windows", between(lambda s, x: x.unfold(2, 3, 2).mean(-1)), "5"),
+    Case(
+        "im2col", between(lambda s, x: F.unfold(x, 3).view(x.shape[0], 27, 3, 5), 3, 27), "3"
+    ),
+    Case("diagonal", between(lambda s, x: torch.diagonal(x, 0, 2, 3).unsqueeze(-1)), "5"),
+    Case("contiguous", between(lambda s, x: x.transpose(2, 3).contiguous().clone()), "5"),
+]
+
+SAME_KIND = {
+    "reflect": lambda d: lambda s, x: F.pad(x, (1, 2) * d, mode="reflect"),
+    "replicate": lambda d: lambda s, x: F.pad(x, (1, 2) * d, mode="replicate"),
+    "max-pool": lambda d: lambda s, x: getattr(F, f"max_pool{d}d")(x, 3, 1, 1),
+    "avg-pool": lambda d: lambda s, x: getattr(F, f"avg_pool{d}d")(x, 2),
+    "adaptive-avg": lambda d: lambda s, x: getattr(F, f"adaptive_avg_pool{d}d")(x, 3),
+    "adaptive-max": lambda d: lambda s, x: getattr(F, f"adaptive_max_pool{d}d")(x, 3),
+    "nearest": lambda d: lambda s, x: F.interpolate(x, scale_factor=2),
+    "nearest-exact": lambda d: lambda s, x: F.interpolate(x, scale_factor=2, mode="nearest-exact"),
+    "linear": lambda d: lambda s, x: F.interpolate(
+        x, scale_factor=2, mode={1: "linear", 2: "bilinear", 3: "trilinear"}[d]
+    ),
+}
+
+RESAMPLING = [
+    *(spatial(make(d), d, name) for name, make in SAME_KIND.items() for d in (1, 2, 3)),
+    Case("bicubic", between(lambda s, x: F.interpolate(x, scale_factor=2, mode="bicubic")), "5"),
+    Case(
+        "antialias",
+        between(lambda s, x: F.interpolate(x, scale_factor=0.7, mode="bilinear", antialias=True)),
+        "5",
+    ),
+    Case(
+        "antialias-bicubic",
+        between(lambda s, x: F.interpolate(x, scale_factor=0.7, mode="bicubic", antialias=True)),
+        "5",
+    ),
+    Case("area", between(lambda s, x: F.interpolate(x, scale_factor=0.7, mode="area")), "5"),
+    Case("ceil-mode", between(lambda s, x: F.max_pool2d(x, 2, ceil_mode=True)), "5"),
+    Case("power-pool", between(lambda s, x: F.lp_pool2d(x, 2, 2)), "5"),
+    Case(
+        "grid-sample",
+        between(
+            lambda s, x: F.grid_sample(x, s.g.expand(x.shape[0], 3, 5, 2), align_corners=False),
+            g=lambda: torch.rand(3, 5, 2) - 0.5,
+        ),
+        "5",
+        "a.weight.1 g.0 g.1 g.2",
+    ),
+]
+
+POINTWISE = [
+    Case("relu", between(lambda s, x: x.relu()), "5"),
+    Case("relu-in-place", between(lambda s, x: F.relu(x, inplace=True)), "5"),
+    Case("add", two(lambda p, q: p + q), "5", BOTH),
+    Case("add-in-place", two(lambda p, q: p.add_(q)), "5", BOTH),
+    Case("maximum", two(torch.maximum), "5", BOTH),
+    Case("where", two(lambda p, q: torch.where(p > 0, p, q)), "5", BOTH),
+    Case("scale", between(lambda s, x: x * s.g, g=lambda: nn.Parameter(torch.ones(5, 1, 1))), "5"),
+    Case("scale-buffer", between(lambda s, x: x * s.g, g=lambda: torch.rand(1, 5, 1, 1)), "5"),
+    Case("scale-all", between(lambda s, x: x * s.g, g=lambda: nn.Parameter(torch.ones(1))), "5"),
+    Case(
+        "scale-last",
+        between(
+            lambda s, x: (x.permute(0, 2, 3, 1) * s.g).permute(0, 3, 1, 2),
+            g=lambda: nn.Parameter(torch.ones(5)),
+        ),
+        "5",
+    ),
+    Case(
+        "position-embedding",
+        between(lambda s, x: x + s.g, g=lambda: nn.Parameter(torch.ones(1, 5, 5, 7))),
+        "5",
+        "a.weight.1 g.2 g.3",
+    ),
+    Case(
+        "position-scale",
+        between(lambda s, x: x * s.g, g=lambda: nn.Parameter(torch.ones(7))),
+        "5",
+        "a.weight.1 g.0",
+    ),
+    Case("constant", between(lambda s, x: x * torch.full((5, 1, 1), 2.0).to(x)), "5"),
+    Case("prelu", between(lambda s, x: s.p(x), p=lambda: nn.PReLU(5)), "5"),
+    Case("prelu-shared", between(lambda s, x: s.p(x), p=nn.PReLU), "5"),
+    Case("add-one-input", two(lambda p, q: p + q, 5, 1), "5", BOTH),
+    Case(
+        "add-input",
+        net(lambda s, x: s.b(s.a(x) + x), a=lambda: conv(2, 2), b=lambda: conv(2, 3)),
+        "",
+        CUT_OFF,
+    ),
+    Case(
+        "gate",
+        net(
+            lambda s, x: (lambda h: s.b(h * s.c(h.mean((2, 3), keepdim=True)).sigmoid()))(s.a(x)),
+            a=lambda: conv(2, 5),
+            b=lambda: conv(5, 3),
+            c=lambda: conv(5, 5),
+        ),
+        "5",
+    ),
+    Case(
+        "position-gate",
+        between(lambda s, x: x * s.c(x).sigmoid(), c=lambda: conv(5, 1)),
+        "5",
+    ),
+    Case(
+        "outer-product",
+        between(lambda s, x: (x.unsqueeze(1) * x.unsqueeze(2)).flatten(1, 2), 3, 9),
+        "",
+        CUT_OFF,
+    ),
+]
+
+
+def _convolutions() -> Iterator[Case]:
+    transposed: dict[int, Any] = {
+        1: nn.ConvTranspose1d,
+        2: nn.ConvTranspose2d,
+        3: nn.ConvTranspose3d,
+    }
+    for dims, kind in CONVS.items():
+        yield Case(
+            f"conv-{dims}d",
+            net(
+                lambda s, x: s.b(s.a(x)),
+                a=lambda kind=kind: kind(2, 5, 3, padding=1),
+                b=lambda kind=kind: kind(5, 3, 2, stride=2),
+            ),
+            "5",
+            shape=SHAPES[dims],
+        )
+        yield Case(
+            f"transposed-{dims}d",
+            net(
+                lambda s, x: s.b(s.t(s.a(x))),
+                a=lambda kind=kind: kind(2, 5, 1),
+                t=lambda dims=dims: transposed[dims](5, 7, 2, stride=2),
+                b=lambda kind=kind: kind(7, 3, 1),
+            ),
+            "5 7",
+            shape=SHAPES[dims],
+        )
+
+
+def chain(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """``a``, the layers ``g``, ``h``, …, and ``b``, one after the other."""
+    names = ["a", *"ghijk"[: len(layers) - 2], "b"]
+    return net(
+        lambda s, x: _through([getattr(s, name) for name in names], x),
+        **dict(zip(names, layers, strict=True)),
+    )
+
+
+def _through(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def grouped(c_in: int, c_out: int, groups: int, **options: Any) -> Callable[[], nn.Module]:
+    """A grouped convolution, to be built."""
+    return lambda: conv(c_in, c_out, 3, padding=1, groups=groups, **options)
+
+
+def plain(c_in: int, c_out: int) -> Callable[[], nn.Module]:
+    """A 1x1 convolution, to be built."""
+    return lambda: conv(c_in, c_out)
+
+
+def transposed(c_in: int, c_out: int, groups: int) -> Callable[[], nn.Module]:
+    """A grouped transposed convolution, to be built."""
+    return lambda: nn.ConvTranspose2d(c_in, c_out, 3, groups=groups)
+
+
+def _attention(s: Any, x: Tensor) -> Tensor:
+    """Three heads, of 5 channels for queries and keys and of 7 for values."""
+    tokens = s.a(x.flatten(2).transpose(1, 2))
+    q, k, v = (
+        layer(tokens).unflatten(2, (3, -1)).transpose(1, 2) for layer in (s.q, s.k, s.v)
+    )
+    mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    return s.b(mixed.transpose(1, 2).flatten(2))
+
+
+CONTRACTION = [
+    *_convolutions(),
+    Case("grouped", chain(plain(2, 15), grouped(15, 21, 3), plain(21, 3)), "3x5 3x7"),
+    Case("grouped-transposed", chain(plain(2, 15), transposed(15, 21, 3), plain(21, 3)), "3x5 3x7"),
+    Case("depthwise", chain(plain(2, 5), grouped(5, 5, 5), plain(5, 3)), "5"),
+    Case("depthwise-transposed", chain(plain(2, 5), transposed(5, 5, 5), plain(5, 3)), "5"),
+    Case("depthwise-threefold", chain(plain(2, 5), grouped(5, 15, 5), plain(15, 3)), "5x1 5x3"),
+    Case(
+        "depthwise-input",
+        chain(grouped(2, 2, 2), plain(2, 3)),
+        "",
+        "a.weight.0 a.bias.0 b.weight.1",
+    ),
+    Case(
+        "grouped-input",
+        chain(grouped(2, 10, 2), plain(10, 3)),
+        "",
+        "a.weight.0 a.bias.0 b.weight.1",
+        needless="a.weight.0 a.bias.0 b.weight.1",
+    ),
+    Case(
+        "two-groupings",
+        chain(plain(2, 15), grouped(15, 15, 3), grouped(15, 15, 5), plain(15, 3)),
+        "",
+        "a.weight.0 a.weight.1 a.bias.0 g.weight.0 g.weight.1 g.bias.0 "
+        "h.weight.0 h.weight.1 h.bias.0 b.weight.1",
+        needless="a.weight.0 a.bias.0 g.weight.1 / h.weight.0 h.bias.0 b.weight.1",
+    ),
+    Case("shared-layer", net(
+        lambda s, x: s.b(s.c(s.c(s.a(x)).relu())),
+        a=plain(2, 5), b=plain(5, 3), c=plain(5, 5),
+    ), "5"),
+    Case("linear", chain(lambda: conv(2, 3), lambda: nn.Linear(7, 5), lambda: nn.Linear(5, 3)),
+         "5", "a.weight.1 g.weight.1"),
+    Case("linear-after-flatten", head(lambda s, x: x.relu().flatten(1), 175), "5"),
+    Case("linear-without-bias", net(
+        lambda s, x: s.b(s.a(x.mean((2, 3)))),
+        a=lambda: nn.Linear(2, 5, bias=False), b=lambda: nn.Linear(5, 3, bias=False),
+    ), "5"),
+    Case("matmul-parameter", net(
+        lambda s, x: s.b((s.a(x).permute(0, 2, 3, 1) @ s.w).permute(0, 3, 1, 2)),
+        a=plain(2, 5), b=plain(7, 3), w=lambda: nn.Parameter(torch.randn(5, 7)),
+    ), "5 7"),
+    Case("einsum", net(
+        lambda s, x: s.b(torch.einsum("nchw,oc->nohw", s.a(x), s.w)),
+        a=plain(2, 5), b=plain(7, 3), w=lambda: nn.Parameter(torch.randn(7, 5)),
+    ), "7 5"),
+    Case("bmm", net(
+        lambda s, x: s.b(torch.bmm(s.a(x).flatten(2).mT, s.c(x).flatten(2)).unsqueeze(1)),
+        a=plain(2, 5), b=plain(1, 3), c=plain(2, 5),
+    ), "5", BOTH),
+    Case("bmm-with-itself", head(
+        lambda s, x: torch.bmm(x.flatten(2), x.flatten(2).mT).flatten(1), 25
+    ), "", CUT_OFF),
+    Case("baddbmm", net(
+        lambda s, x: s.b(torch.baddbmm(s.g, s.a(x).flatten(2).mT, s.c(x).flatten(2)).unsqueeze(1)),
+        a=plain(2, 5), b=plain(1, 3), c=plain(2, 5), g=lambda: torch.rand(1, 1, 1),
+    ), "5", BOTH),
+    Case("attention", net(
+        _attention,
+        a=lambda: nn.Linear(2, 9), b=lambda: nn.Linear(21, 3),
+        q=lambda: nn.Linear(9, 15), k=lambda: nn.Linear(9, 15), v=lambda: nn.Linear(9, 21),
+    ), "9 3x5 3x7"),
+    Case("standardised-weight", net(
+        lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
+        a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),
+    ), "5"),
+]  # fmt: skip
+
+
+def last(layer: str) -> Forward:
+    """A layer of the network, applied with the channels last."""
+    return lambda s, x: getattr(s, layer)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def normalised(norm: Callable[[], nn.Module], channels: int = 5) -> Callable[[], nn.Module]:
+    """``a``, a normalisation ``n``, ``b``."""
+    return between(lambda s, x: s.n(x), channels, n=norm)
+
+
+NORMALISATION = [
+    Case("batch-norm", normalised(lambda: nn.BatchNorm2d(5)), "5"),
+    Case("batch-norm-plain", normalised(lambda: nn.BatchNorm2d(5, affine=False)), "5"),
+    Case(
+        "batch-norm-input",
+        chain(lambda: nn.BatchNorm2d(2), plain(2, 3)),
+        "",
+        "a.weight.0 a.bias.0 a.running_mean.0 a.running_var.0 b.weight.1",
+    ),
+    Case("group-norm", normalised(lambda: nn.GroupNorm(3, 15), 15), "3x5"),
+    Case("group-norm-plain", normalised(lambda: nn.GroupNorm(3, 15, affine=False), 15), "3x5"),
+    Case("group-norm-one", normalised(lambda: nn.GroupNorm(1, 5)), "5"),
+    Case("group-norm-each", normalised(lambda: nn.GroupNorm(5, 5)), "5"),
+    Case(
+        "group-norm-and-grouped",
+        chain(plain(2, 15), lambda: nn.GroupNorm(3, 15), grouped(15, 21, 3), plain(21, 3)),
+        "3x5 3x7",
+    ),
+    Case(
+        "group-norm-residual",
+        between(
+            lambda s, x: x + s.n(s.c(x)), 15, n=lambda: nn.GroupNorm(3, 15), c=plain(15, 15)
+        ),
+        "3x5",
+    ),
+    Case("layer-norm", between(last("n"), n=lambda: nn.LayerNorm(5)), "5"),
+    Case("rms-norm", between(last("n"), n=lambda: nn.RMSNorm(5)), "5"),
+    Case(
+        "layer-norm-everything",
+        normalised(lambda: nn.LayerNorm((5, 5, 7))),
+        "5",
+        "a.weight.1 n.weight.1 n.weight.2 n.bias.1 n.bias.2",
+    ),
+    Case(
+        "layer-norm-positions",
+        normalised(lambda: nn.LayerNorm((5, 7))),
+        "5",
+        "a.weight.1 n.weight.0 n.weight.1 n.bias.0 n.bias.1",
+    ),
+    Case("instance-norm", normalised(lambda: nn.InstanceNorm2d(5)), "5"),
+    Case("instance-norm-affine", normalised(lambda: nn.InstanceNorm2d(5, affine=True)), "5"),
+    Case(
+        "instance-norm-statistics",
+        normalised(lambda: nn.InstanceNorm2d(5, affine=True, track_running_stats=True)),
+        "5",
+    ),
+    Case("softmax", between(lambda s, x: x.softmax(1)), "5"),
+    Case("softmax-positions", between(lambda s, x: x.softmax(3)), "5"),
+    Case("log-softmax", between(lambda s, x: F.log_softmax(x, 1)), "5"),
+    Case("unit-norm", between(lambda s, x: F.normalize(x, dim=1)), "5"),
+    Case("local-response", normalised(lambda: nn.LocalResponseNorm(3)), "", CUT_OFF),
+]
+
+REDUCTION = [
+    Case("mean", head(lambda s, x: x.mean((2, 3))), "5"),
+    Case("sum", head(lambda s, x: x.sum((2, 3))), "5"),
+    Case("amax", head(lambda s, x: x.amax((2, 3)) + x.amin((2, 3))), "5"),
+    Case("max-positions", head(lambda s, x: x.max(3)[0].min(2)[0]), "5"),
+    Case("variance", head(lambda s, x: x.var((2, 3)) + x.std((2, 3))), "5"),
+    Case("moments", head(lambda s, x: torch.var_mean(x, (2, 3))[0]), "5"),
+    Case("deviation", head(lambda s, x: torch.std_mean(x, (2, 3))[1]), "5"),
+    Case("product", head(lambda s, x: x.prod(3).nansum(2)), "5"),
+    Case("log-sum-exp", head(lambda s, x: x.logsumexp((2, 3))), "5"),
+    Case("norm", head(lambda s, x: torch.linalg.vector_norm(x, dim=(2, 3))), "5"),
+    Case("any", head(lambda s, x: ((x > 0).any(3) & (x < 9).all(3)).to(x).mean(2)), "5"),
+    Case("mean-channels", between(lambda s, x: x * x.mean(1, keepdim=True)), "5"),
+    Case("norm-channels", between(lambda s, x: x / x.norm(dim=1, keepdim=True)), "5"),
+    Case("mean-everything", between(lambda s, x: x * x.mean()), "5"),
+    Case("variance-channels", between(lambda s, x: x.var(1, keepdim=True), 5, 1), "5"),
+    Case(
+        "max-channels",
+        between(lambda s, x: x.max(1, keepdim=True)[0], 5, 1),
+        "",
+        "a.weight.0 a.weight.1 a.bias.0",
+        needless="a.weight.0 a.bias.0",
+    ),
+]
+
+CASES = [*MOVEMENT, *RESAMPLING, *POINTWISE, *CONTRACTION, *NORMALISATION, *REDUCTION]
