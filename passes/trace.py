@@ -102,6 +102,7 @@ class _Runner(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # it would be appended to our errors
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.identities: list[fx.Node] = []
 

@@ -156,10 +156,13 @@ def _title(result: MergeResult) -> str:
 
 
 def _on_cpu(model: fx.GraphModule) -> fx.GraphModule:
-    """A copy with tensors in the plain memory order in which files store them."""
+    """A copy with tensors in the plain memory order in which files store them.
+
+    Strides choose kernels, also those of dimensions of size one, which `contiguous` leaves alone.
+    """
     network = copy.deepcopy(model).cpu().eval()
     for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.contiguous()
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return network
 
 

@@ -60,6 +60,7 @@ class Runner(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, see: Callable[[fx.Node, Any], None]) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # it would be appended to our errors
         self.see = see
 
     def run_node(self, n: fx.Node) -> Any:

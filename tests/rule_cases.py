@@ -17,6 +17,7 @@ from torch import Tensor, nn
 Forward = Callable[[Any, Tensor], Any]
 
 IMAGE = (2, 2, 5, 7)
+ONE = (1, 2, 5, 7)
 SHAPES = {1: (2, 2, 9), 2: IMAGE, 3: (2, 2, 5, 7, 4)}
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -154,6 +155,7 @@ MOVEMENT = [
         between(lambda s, x: torch.cat([x, torch.arange(70.0).view(1, 2, 5, 7).to(x)], 1), 3, 5),
         "3",
         "a.weight.1 b.weight.1 _tensor_constant0.1 _tensor_constant0.2 _tensor_constant0.3",
+        shape=ONE,
     ),
     Case("chunk", parts(lambda s, x: x.chunk(2, 1), 4, 4), "4 4"),
     Case("chunk-odd", parts(lambda s, x: x.chunk(2, 1), 4, 3), "4 3"),
@@ -243,11 +245,12 @@ RESAMPLING = [
     Case(
         "grid-sample",
         between(
-            lambda s, x: F.grid_sample(x, s.g.expand(x.shape[0], 3, 5, 2), align_corners=False),
-            g=lambda: torch.rand(3, 5, 2) - 0.5,
+            lambda s, x: F.grid_sample(x, s.g, align_corners=False),
+            g=lambda: torch.rand(1, 3, 5, 2) - 0.5,
         ),
         "5",
-        "a.weight.1 g.0 g.1 g.2",
+        "a.weight.1 g.1 g.2 g.3",
+        shape=ONE,
     ),
 ]
 

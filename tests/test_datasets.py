@@ -192,7 +192,7 @@ class TestArrays:
             np.save(path, array, allow_pickle=True)
         else:
             np.savez(path, images=array)
-        with pytest.raises(SourceError, match="evil.*Python objects"):
+        with pytest.raises(SourceError, match=r"evil.*Python objects"):
             loaded(path)
         assert not mark.exists()
         found = np.load(path, allow_pickle=True)  # negative control

@@ -35,10 +35,8 @@ def evaluate(current: Session, folder: Path, question: Question, given: Recipe) 
     Without ``question.output``, labels count the classes of all outputs side by side: the first
     class of the second output comes after the last one of the first.
     """
-    import torch
-
     from pleas_fx.calibration import collect
-    from pleas_fx.datasets import load_calibration, load_labels
+    from pleas_fx.datasets import load_calibration
     from pleas_fx.sources import load_model
 
     recipe = saved_recipe(folder).updated(given)
@@ -60,21 +58,31 @@ def evaluate(current: Session, folder: Path, question: Question, given: Recipe) 
         onnx = _onnx_agreement(folder / ONNX, batches, outputs)
     if onnx is None:
         current.note(f"{folder} has no {ONNX}: only the PyTorch network was run")
-    labels = None if question.labels is None else load_labels(question.labels)
-    if labels is not None and len(labels) != batches.examples:
-        raise CalibrationError(f"{len(labels)} labels for {batches.examples} examples")
+    return _answer(question, batches.examples, outputs, onnx)
+
+
+def _answer(
+    question: Question, examples: int, outputs: Sequence[Tensor], onnx: dict[str, float] | None
+) -> Answer:
+    import torch
+
+    from pleas_fx.datasets import load_labels
+
     rows = [{"output": k, "classes": int(o[0].numel())} for k, o in enumerate(outputs)]
     document: dict[str, Any] = {
         "command": "evaluate",
-        "examples": batches.examples,
+        "examples": examples,
         "outputs": rows,
         "onnx": onnx,
     }
-    if labels is not None:
-        document.update(accuracies(outputs, labels, question.output))
-    else:
+    if question.labels is None:
         for row, output in zip(rows, outputs, strict=True):
             row["most_frequent"] = int(torch.mode(output.flatten(1).argmax(1)).values)
+        return Answer(document, _text(document))
+    labels = load_labels(question.labels)
+    if len(labels) != examples:
+        raise CalibrationError(f"{len(labels)} labels for {examples} examples")
+    document.update(accuracies(outputs, labels, question.output))
     return Answer(document, _text(document))
 
 
