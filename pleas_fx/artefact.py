@@ -102,14 +102,15 @@ def _read(path: Path) -> bytes:
 
 
 def _read_graph(path: Path) -> dict[str, Any]:
+    raw = _read(path)
     try:
-        data = json.loads(_read(path))
+        data = json.loads(raw)
+        if not isinstance(data, dict):
+            raise ArtefactError(f"{path} isn't a graph")
+        if data.pop("sha256", None) != _digest(data):
+            raise ArtefactError(f"{path} was changed after it was written")
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} isn't JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ArtefactError(f"{path} isn't a graph")
-    if data.pop("sha256", None) != _digest(data):
-        raise ArtefactError(f"{path} was changed after it was written")
     return data
 
 
@@ -254,11 +255,10 @@ def _replace(fresh: Path, target: Path) -> None:
     try:
         target.rename(old)
         fresh.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
+    finally:
+        if not target.exists():
             old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

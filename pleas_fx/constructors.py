@@ -14,6 +14,15 @@ from pleas_fx.allowed import layer, layer_name
 from pleas_fx.errors import ArtefactError
 
 _SKIPPED = {"self", "device", "dtype"}
+_BAD_ARGUMENTS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+)  # what torch.nn raises for arguments it can't take
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +38,7 @@ class Constructor:
         try:
             with torch.device("meta"):
                 return layer(self.kind)(*self.args, **dict(self.kwargs)).eval()
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        except _BAD_ARGUMENTS as error:
             raise ArtefactError(f"{self} can't be built: {error}") from error
 
     def __str__(self) -> str:

@@ -21,6 +21,16 @@ VERSION = 1
 
 Json = dict[str, Any]
 
+_MALFORMED = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    SyntaxError,
+)  # what data of another form than we write leads to
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -142,7 +152,7 @@ def decode_graph(data: Json, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
         graph = _decode_nodes(data["nodes"], root)
         graph.lint()
         return fx.GraphModule(root, graph, "MergedNetwork").eval()
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except _MALFORMED as error:
         raise ArtefactError(f"isn't a graph: {type(error).__name__}: {error}") from error
 
 

@@ -43,7 +43,9 @@ class Case:
     """A network, its movable groups and its frozen axes, the network's own output aside.
 
     ``groups``: sizes, blocks as count x inner. ``unused``: sizes of groups that no output depends
-    on. ``needless``: frozen groups that could move, with a rule that knew more.
+    on. ``inert``: axes whose entries change no output, such as a bias before a normalisation.
+    ``needless``: frozen groups that could move (by themselves, or with ``+`` together), with a
+    rule that knew more.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Case:
     frozen: str = "a.weight.1"
     shape: tuple[int, ...] = IMAGE
     unused: str = ""
+    inert: str = ""
     needless: str = ""
 
     def __str__(self) -> str:
@@ -151,10 +154,10 @@ MOVEMENT = [
         "a.weight.1 b.weight.1",
     ),
     Case(
-        "cat-constant",
-        between(lambda s, x: torch.cat([x, torch.arange(70.0).view(1, 2, 5, 7).to(x)], 1), 3, 5),
-        "3",
-        "a.weight.1 b.weight.1 _tensor_constant0.1 _tensor_constant0.2 _tensor_constant0.3",
+        "cat-buffer",
+        between(lambda s, x: torch.cat([x, s.g], 1), 3, 5, g=lambda: torch.rand(1, 2, 5, 7)),
+        "2 3",
+        "a.weight.1 g.2 g.3",
         shape=ONE,
     ),
     Case("chunk", parts(lambda s, x: x.chunk(2, 1), 4, 4), "4 4"),
@@ -209,6 +212,8 @@ MOVEMENT = [
         "im2col", between(lambda s, x: F.unfold(x, 3).view(x.shape[0], 27, 3, 5), 3, 27), "3"
     ),
     Case("diagonal", between(lambda s, x: torch.diagonal(x, 0, 2, 3).unsqueeze(-1)), "5"),
+    Case("select", between(lambda s, x: x.select(2, 1).unsqueeze(2)), "5"),
+    Case("detach", between(lambda s, x: x.detach()), "5"),
     Case("contiguous", between(lambda s, x: x.transpose(2, 3).contiguous().clone()), "5"),
 ]
 
@@ -242,16 +247,6 @@ RESAMPLING = [
     Case("area", between(lambda s, x: F.interpolate(x, scale_factor=0.7, mode="area")), "5"),
     Case("ceil-mode", between(lambda s, x: F.max_pool2d(x, 2, ceil_mode=True)), "5"),
     Case("power-pool", between(lambda s, x: F.lp_pool2d(x, 2, 2)), "5"),
-    Case(
-        "grid-sample",
-        between(
-            lambda s, x: F.grid_sample(x, s.g, align_corners=False),
-            g=lambda: torch.rand(1, 3, 5, 2) - 0.5,
-        ),
-        "5",
-        "a.weight.1 g.1 g.2 g.3",
-        shape=ONE,
-    ),
 ]
 
 POINTWISE = [
@@ -284,7 +279,6 @@ POINTWISE = [
         "5",
         "a.weight.1 g.0",
     ),
-    Case("constant", between(lambda s, x: x * torch.full((5, 1, 1), 2.0).to(x)), "5"),
     Case("prelu", between(lambda s, x: s.p(x), p=lambda: nn.PReLU(5)), "5"),
     Case("prelu-shared", between(lambda s, x: s.p(x), p=nn.PReLU), "5"),
     Case("add-one-input", two(lambda p, q: p + q, 5, 1), "5", BOTH),
@@ -414,7 +408,8 @@ CONTRACTION = [
         "",
         "a.weight.0 a.weight.1 a.bias.0 g.weight.0 g.weight.1 g.bias.0 "
         "h.weight.0 h.weight.1 h.bias.0 b.weight.1",
-        needless="a.weight.0 a.bias.0 g.weight.1 / h.weight.0 h.bias.0 b.weight.1",
+        needless="a.weight.0 a.bias.0 g.weight.1 / g.weight.0 g.bias.0 h.weight.1 / "
+        "h.weight.0 h.bias.0 b.weight.1",
     ),
     Case("shared-layer", net(
         lambda s, x: s.b(s.c(s.c(s.a(x)).relu())),
@@ -450,7 +445,7 @@ CONTRACTION = [
         _attention,
         a=lambda: nn.Linear(2, 9), b=lambda: nn.Linear(21, 3),
         q=lambda: nn.Linear(9, 15), k=lambda: nn.Linear(9, 15), v=lambda: nn.Linear(9, 21),
-    ), "9 3x5 3x7"),
+    ), "9 3x5 3x7", inert="k.bias.0"),
     Case("standardised-weight", net(
         lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
         a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),
@@ -480,7 +475,7 @@ NORMALISATION = [
     Case("group-norm", normalised(lambda: nn.GroupNorm(3, 15), 15), "3x5"),
     Case("group-norm-plain", normalised(lambda: nn.GroupNorm(3, 15, affine=False), 15), "3x5"),
     Case("group-norm-one", normalised(lambda: nn.GroupNorm(1, 5)), "5"),
-    Case("group-norm-each", normalised(lambda: nn.GroupNorm(5, 5)), "5"),
+    Case("group-norm-each", normalised(lambda: nn.GroupNorm(5, 5)), "5", inert="a.bias.0"),
     Case(
         "group-norm-and-grouped",
         chain(plain(2, 15), lambda: nn.GroupNorm(3, 15), grouped(15, 21, 3), plain(21, 3)),
@@ -505,17 +500,16 @@ NORMALISATION = [
         "layer-norm-positions",
         normalised(lambda: nn.LayerNorm((5, 7))),
         "5",
-        "a.weight.1 n.weight.0 n.weight.1 n.bias.0 n.bias.1",
-    ),
-    Case("instance-norm", normalised(lambda: nn.InstanceNorm2d(5)), "5"),
-    Case("instance-norm-affine", normalised(lambda: nn.InstanceNorm2d(5, affine=True)), "5"),
+        "a.weight.1 n.weight.0 n.weight.1 n.bias.0 n.bias.1", inert="a.bias.0"),
+    Case("instance-norm", normalised(lambda: nn.InstanceNorm2d(5)), "5", inert="a.bias.0"),
+    Case("instance-norm-affine", normalised(lambda: nn.InstanceNorm2d(5, affine=True)), "5", inert="a.bias.0"),
     Case(
         "instance-norm-statistics",
         normalised(lambda: nn.InstanceNorm2d(5, affine=True, track_running_stats=True)),
         "5",
     ),
     Case("softmax", between(lambda s, x: x.softmax(1)), "5"),
-    Case("softmax-positions", between(lambda s, x: x.softmax(3)), "5"),
+    Case("softmax-positions", between(lambda s, x: x.softmax(3)), "5", inert="a.bias.0"),
     Case("log-softmax", between(lambda s, x: F.log_softmax(x, 1)), "5"),
     Case("unit-norm", between(lambda s, x: F.normalize(x, dim=1)), "5"),
     Case("local-response", normalised(lambda: nn.LocalResponseNorm(3)), "", CUT_OFF),
@@ -526,8 +520,8 @@ REDUCTION = [
     Case("sum", head(lambda s, x: x.sum((2, 3))), "5"),
     Case("amax", head(lambda s, x: x.amax((2, 3)) + x.amin((2, 3))), "5"),
     Case("max-positions", head(lambda s, x: x.max(3)[0].min(2)[0]), "5"),
-    Case("variance", head(lambda s, x: x.var((2, 3)) + x.std((2, 3))), "5"),
-    Case("moments", head(lambda s, x: torch.var_mean(x, (2, 3))[0]), "5"),
+    Case("variance", head(lambda s, x: x.var((2, 3)) + x.std((2, 3))), "5", inert="a.bias.0"),
+    Case("moments", head(lambda s, x: torch.var_mean(x, (2, 3))[0]), "5", inert="a.bias.0"),
     Case("deviation", head(lambda s, x: torch.std_mean(x, (2, 3))[1]), "5"),
     Case("product", head(lambda s, x: x.prod(3).nansum(2)), "5"),
     Case("log-sum-exp", head(lambda s, x: x.logsumexp((2, 3))), "5"),
@@ -543,6 +537,42 @@ REDUCTION = [
         "",
         "a.weight.0 a.weight.1 a.bias.0",
         needless="a.weight.0 a.bias.0",
+    ),
+]
+
+
+def unknown(operation: Forward, after: int = 5) -> Callable[[], nn.Module]:
+    """An operation between ``a`` and ``c``; what comes after ``c`` doesn't touch it."""
+    return net(
+        lambda s, x: s.b(s.c(operation(s, s.a(x))).relu()),
+        a=lambda: conv(2, 5),
+        b=lambda: conv(7, 3),
+        c=lambda: conv(after, 7),
+    )
+
+
+FROZEN = "a.weight.0 a.weight.1 a.bias.0 c.weight.1"
+
+# Operators without a rule, the node each comes from, and the reason that must name it.
+UNKNOWN: list[tuple[Case, str, str]] = [
+    (Case("cumsum", unknown(lambda s, x: x.cumsum(1)), "7", FROZEN), "cumsum", "cumsum"),
+    (
+        Case(
+            "cumsum-positions",
+            unknown(lambda s, x: x.cumsum(2)),
+            "7",
+            FROZEN,
+            needless="a.weight.0 a.bias.0 + c.weight.1",
+        ),
+        "cumsum",
+        "cumsum",
+    ),
+    (Case("sort", unknown(lambda s, x: x.sort(1)[0]), "7", FROZEN, needless="a.weight.0 a.bias.0"), "sort", "sort"),
+    (Case("top-k", unknown(lambda s, x: x.topk(3, 1)[0], 3), "7", FROZEN, needless="a.weight.0 a.bias.0"), "topk", "topk"),
+    (
+        Case("gather", unknown(lambda s, x: x.gather(1, x.argsort(1))), "7", FROZEN, needless="a.weight.0 a.bias.0"),
+        "argsort",
+        "sort",
     ),
 ]
 

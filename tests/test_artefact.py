@@ -285,9 +285,10 @@ def test_source_that_would_load_differently_is_not_saved(
         lambda f: f.write_bytes(bytes(b ^ 1 for b in f.read_bytes())),
         lambda f: f.write_bytes(b"[" * 100_000),
         lambda f: f.write_bytes(f.read_bytes().replace(b"left", b"Left", 1)),
+        lambda f: f.write_bytes(b'{"nodes": NaN}'),
         lambda f: (f.unlink(), f.mkdir()),
     ],
-    ids=["missing", "empty", "truncated", "garbled", "deep", "edited", "a folder"],
+    ids=["missing", "empty", "truncated", "garbled", "deep", "edited", "nan", "a folder"],
 )
 def test_damaged_files_are_named(name: str, damage: Callable[[Path], object], folder: Path) -> None:
     """Whatever happened to a file, the error is one line with its name."""
@@ -363,6 +364,33 @@ def test_a_hostile_graph_is_refused_and_runs_nothing(
         load(folder)
     assert "\n" not in str(caught.value)
     assert not (folder.parent / "pwned").exists()
+
+
+def places(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) in a JSON value."""
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in list(items):
+        yield data, key
+        if isinstance(value, dict | list):
+            yield from places(value)
+
+
+def test_no_edit_of_a_graph_leads_to_another_error(folder: Path) -> None:
+    """Any value replaced by any other either loads or is an ArtefactError."""
+    values: list[Any] = [None, -1, 10**30, 1.5, "", "x", "class", "left", "getattr", [], {}, [[1]]]
+    values += ["forward", "ModuleDict", {"node": "x"}, {"device": 5}, {"float": "a"}, {"dict": 5}]
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = json.loads((folder / GRAPH).read_text())
+        every = list(places(data))
+        container, key = every[random.integers(len(every))]
+        container[key] = values[random.integers(len(values))]
+        try:
+            decode_graph(data, result().model.state_dict() | {"shift": torch.zeros(4)})
+        except ArtefactError:
+            refused += 1
+    assert refused > 150
 
 
 def test_a_sealed_edit_is_accepted(folder: Path) -> None:

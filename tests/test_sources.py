@@ -3,82 +3,20 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-
-from pleas_fx.errors import SourceError
-from pleas_fx.sources import load_model
-
-FACTORY = """
-import torch
 from torch import nn
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.bn = nn.BatchNorm2d(4)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(4, 2)
+from pleas_fx.sources import load_model
+from tests import model_files
+from tests.model_files import plain, refused
 
-    def forward(self, x):
-        return self.fc(self.relu(self.bn(self.conv(x))).mean((2, 3)))
-
-INSTANCE = Small()
-
-def small(): return Small()
-def needs_argument(width): return Small()
-def fails(): raise ValueError("no such\\nwidth")
-def leaves(): raise SystemExit(3)
-def wrong_type(): return {"a": 1}
-def neighbour():
-    import neighbour_of_factory
-    return neighbour_of_factory.make(Small)
-def spoiled():
-    model = Small()
-    model.bn.running_var[1] = float("inf")
-    return model
-"""
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> Path:
-    """A Python file with factories, and a neighbour it imports."""
-    path = tmp_path / "models.py"
-    path.write_text(FACTORY)
-    (tmp_path / "neighbour_of_factory.py").write_text("def make(kind): return kind()\n")
-    return path
-
-
-@pytest.fixture
-def model(factory: Path) -> nn.Module:
-    """A network with its own random weights."""
-    torch.manual_seed(1)
-    found = load_model(f"{factory}:small")
-    for buffer in (found.get_buffer("bn.running_mean"), found.get_buffer("bn.running_var")):
-        buffer.uniform_(0.5, 1.5)
-    return found
-
-
-def plain(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict without its metadata."""
-    return dict(model.state_dict())
-
-
-def refused(spec: str) -> str:
-    """The message of the SourceError that ``spec`` causes; always one line."""
-    with pytest.raises(SourceError) as caught:
-        load_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+factory, model = model_files.factory, model_files.model
 
 
 class TestFactories:
@@ -233,155 +171,6 @@ class TestWeights:
     def test_missing_file(self, factory: Path) -> None:
         """The file is named, not the factory."""
         assert "none.pt: no such file" in refused(f"{factory}:small@none.pt")
-
-
-class Hostile:
-    """Leaves a mark when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return os.mkdir, (str(self.mark),)
-
-
-class TestHostileFiles:
-    """Files can't run code."""
-
-    @pytest.fixture
-    def mark(self, tmp_path: Path) -> Path:
-        """The folder that hostile code would make."""
-        return tmp_path / "executed"
-
-    @pytest.mark.parametrize("raw", [True, False])
-    def test_a_malicious_checkpoint_is_not_executed(
-        self, factory: Path, tmp_path: Path, mark: Path, raw: bool
-    ) -> None:
-        """Refused in one line with its name; reading it carelessly does execute it."""
-        path = tmp_path / "evil.pt"
-        if raw:
-            path.write_bytes(pickle.dumps(Hostile(mark), protocol=2))
-        else:
-            torch.save({"state_dict": Hostile(mark)}, path)
-        message = refused(f"{factory}:small@{path}")
-        assert "evil.pt: isn't a file of tensors only" in message
-        assert "mkdir" in message
-        assert not mark.exists()
-        with path.open("rb") as file:  # negative control
-            pickle.load(file) if raw else torch.load(path, weights_only=False)
-        assert mark.exists()
-
-    def test_a_pickled_module_is_refused(
-        self, factory: Path, model: nn.Module, tmp_path: Path
-    ) -> None:
-        """torch.save(model) needs its code to load; the remedy is in the message."""
-        path = tmp_path / "whole.pt"
-        torch.save(nn.Sequential(nn.Linear(2, 2)), path)
-        assert "save model.state_dict()" in refused(f"{factory}:small@{path}")
-
-    @pytest.mark.parametrize("member", ["data/sample_inputs/model.pt", "weight"])
-    def test_a_malicious_program_is_not_executed(
-        self, model: nn.Module, tmp_path: Path, mark: Path, member: str
-    ) -> None:
-        """torch.export.load would unpickle whole objects; here it may not."""
-        path, evil = tmp_path / "m.pt2", tmp_path / "evil.pt2"
-        torch.export.save(torch.export.export(model, (torch.zeros(2, 3, 8, 8),)), path)
-        torch.save(Hostile(mark), tmp_path / "payload")
-        payload = (tmp_path / "payload").read_bytes()
-        _rewritten(path, evil, member, payload)
-        assert "evil.pt2" in refused(str(evil))
-        assert not mark.exists()
-        with pytest.raises(Exception):  # noqa: B017, PT011 - negative control, in whatever way
-            torch.export.load(evil)
-        assert mark.exists()
-
-    @pytest.mark.parametrize(
-        "expression",
-        [
-            "__import__('os').mkdir('x')",
-            "exec(chr(1))",
-            "s0.__class__",
-            "Eq(s0, a)",
-            "Symbol('s0', real=open)",
-            "S('a.b')",
-            "(x:=1)",
-            "[s0]",
-        ],
-    )
-    def test_size_expressions_are_not_evaluated_unless_plain(
-        self, model: nn.Module, tmp_path: Path, expression: str
-    ) -> None:
-        """Sympy evaluates strings as Python; only symbols and sympy's names get there."""
-        path, evil = tmp_path / "m.pt2", tmp_path / "evil.pt2"
-        batch = torch.export.Dim("batch", min=1, max=64)
-        program = torch.export.export(
-            model, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},)
-        )
-        torch.export.save(program, path)
-        _with_expression(path, evil, expression)
-        assert "no plain expression" in refused(str(evil))
-        load_model(str(path))  # negative control: the original's own expressions are plain
-
-
-def _rewritten(path: Path, target: Path, member: str, payload: bytes) -> None:
-    """A copy of a program with one pickle replaced, or all weights said to be pickles."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if member == "weight" and name.endswith("weights_config.json"):
-                data = data.replace(b'"use_pickle": false', b'"use_pickle": true')
-                data = data.replace(b'"use_pickle":false', b'"use_pickle":true')
-            is_weight = member == "weight" and "/weights/weight_" in name
-            new.writestr(name, payload if is_weight or name.endswith(member) else data)
-
-
-def _with_expression(path: Path, target: Path, expression: str) -> None:
-    import re
-
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name.endswith("models/model.json"):
-                text = data.decode()
-                changed = re.sub(r'("expr_str":\s*)"[^"]*"', rf'\1"{expression}"', text, count=1)
-                assert changed != text
-                data = changed.encode()
-            new.writestr(name, data)
-
-
-class TestPrograms:
-    """``.pt2``."""
-
-    def test_the_program_computes_what_the_network_does(
-        self, model: nn.Module, tmp_path: Path
-    ) -> None:
-        """Also at another batch size, after eval() and through a trace; in-place ReLU included."""
-        path = tmp_path / "m.pt2"
-        batch = torch.export.Dim("batch", min=1, max=64)
-        program = torch.export.export(
-            model, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: batch},)
-        )
-        torch.export.save(program, path)
-        found = load_model(str(path)).eval()
-        images = torch.randn(7, 3, 8, 8)
-        expected = model(images)
-        assert torch.allclose(found(images), expected, atol=1e-6)
-        assert torch.allclose(torch.fx.symbolic_trace(found)(images), expected, atol=1e-6)
-        assert (expected - model(-images)).abs().max() > 1e-3  # the comparison can fail
-
-    @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04broken"])
-    def test_broken_programs(self, tmp_path: Path, content: bytes) -> None:
-        """Named, in one line."""
-        path = tmp_path / "m.pt2"
-        path.write_bytes(content)
-        assert "m.pt2: can't be read" in refused(str(path))
-
-    def test_nan_is_refused(self, model: nn.Module, tmp_path: Path) -> None:
-        """As for any other source."""
-        model.get_parameter("fc.weight").data[0, 0] = float("nan")
-        path = tmp_path / "m.pt2"
-        torch.export.save(torch.export.export(model, (torch.zeros(2, 3, 8, 8),)), path)
-        assert "'fc.weight' has NaN" in refused(str(path))
 
 
 class TestZoo:

@@ -21,7 +21,7 @@ __all__ = ["ChannelGram", "Gram", "Solution", "per_channel", "solve", "solve_dua
 
 # "empty": no rows, so the prior; "truncated": too ill conditioned for Cholesky, so the prior in
 # the directions that the rows don't determine (more rows or a larger ridge make it "cholesky").
-Status = Literal["empty", "cholesky", "truncated"]
+Status = Literal["empty", "prior", "cholesky", "truncated"]  # "prior": it was exact already
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,10 @@ def solve(
         return _empty(prior, prior_bias)
     c = gram.central()
     zz, zt, tt = (c.zz, c.zt, c.tt) if intercept else _about(c, prior_bias)
+    start = tt - 2 * (prior * zt.mT).sum(-1) + ((prior @ zz) * prior).sum(-1)
+    if _is_exact(start, c.tt + c.t.square(), gram.eps):
+        bias = c.t - (prior @ c.z.unsqueeze(-1)).squeeze(-1) if intercept else prior_bias
+        return Solution(prior, bias, start.clamp_min(0), c.tt, gram.rows, 1.0, 0, "prior")
     level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
     found = _invert(zz, ridge * level, zt - zz @ prior.mT, gram.eps)
     weight = prior + found.value.mT
@@ -121,6 +125,10 @@ def solve_dual(
     t_mean = t.mean(0, dtype=torch.float64)
     centred = z - z_mean.to(z)
     left = t.double() - (t_mean if intercept else prior_bias) - (centred @ prior.to(z).T).double()
+    if _is_exact(left.square().mean(0), t.double().square().mean(0), torch.finfo(z.dtype).eps):
+        bias = t_mean - prior @ z_mean if intercept else prior_bias
+        variance = t.double().var(0, unbiased=False)
+        return Solution(prior, bias, left.square().mean(0), variance, rows, 1.0, 0, "prior")
     kernel = (centred @ centred.T).double() / rows
     damping = ridge * kernel.diagonal().sum() / z.shape[1]
     if intercept:  # a constant is in no column: lift it, which changes no solution
@@ -135,6 +143,11 @@ def solve_dual(
     rank = min(max(found.rank - int(intercept), 0), z.shape[1])
     left_over = remaining.square().mean(0)
     return Solution(weight, bias, left_over, variance, rows, found.condition, rank, found.status)
+
+
+def _is_exact(left: Tensor, moment: Tensor, eps: float) -> bool:
+    """Whether a prior leaves nothing that sums of relative accuracy ``eps`` could tell from 0."""
+    return float(left.sum()) <= 10 * eps * float(moment.sum())
 
 
 def _empty(prior: Tensor, prior_bias: Tensor) -> Solution:
