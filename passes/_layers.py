@@ -47,6 +47,7 @@ class Layers:
         self.walk = walk
         self.sites: list[Site] = []
         self._calls: dict[str, int] = {}
+        self._states = [p.module.state_dict(keep_vars=True) for p in walk.programs]
 
     def handles(self, node: fx.Node) -> bool:
         """Whether a module call has parameters or sizes that a merge has to rebuild."""
@@ -84,10 +85,7 @@ class Layers:
         return self.walk.env[arguments[0].name] if len(arguments) == 1 else None
 
     def _state(self, node: fx.Node, name: str) -> list[Tensor]:
-        return [
-            self.walk.programs[s].module.state_dict(keep_vars=True)[f"{node.target}.{name}"]
-            for s in range(self.walk.sources)
-        ]
+        return [state[f"{node.target}.{name}"] for state in self._states]
 
     def _axes(self, node: fx.Node, name: str, dim: int) -> list[IntArray] | None:
         axis = Axis(f"{node.target}.{name}", dim)

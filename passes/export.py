@@ -6,16 +6,11 @@ reaches its place only after onnx.checker and a comparison with ONNX Runtime.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-import io
-import logging
 import os
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -35,6 +30,7 @@ from passes._parity import (
     outputs,
     resized,
 )
+from passes._quiet import no_descriptor, quiet
 from pleas_fx.errors import ExportError
 
 OPSET = 18
@@ -177,7 +173,7 @@ def _by_program(job: _Job, inputs: Inputs, path: Path) -> None:
 def _by_script(job: _Job, inputs: Inputs, path: Path) -> None:
     """TorchScript: records one run."""
     names = [n for n, x in zip(job.input_names, inputs, strict=True) if x.dim()]
-    with _no_descriptor(1):  # C++ prints the whole graph there when it fails
+    with no_descriptor(1):  # C++ prints the whole graph there when it fails
         torch.onnx.export(
             _Flat(job.network).eval(),
             inputs,
@@ -225,13 +221,29 @@ def _write(job: _Job, exporter: Exporter, path: Path) -> None:
     own = replace(job, network=copy.deepcopy(job.network))
     size = max(2, batch_of(job.example))  # torch.export takes a size of 1 for a constant
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             exporter(own, resized(job.example, size), path)
+            _forget_origin(path)
             onnx.checker.check_model(str(path), full_check=True)
     except OSError:
         raise  # the disk, not the network
     except Exception as error:
         raise ExportError(first_line(error)) from error
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop what exporters note beside the network: stack traces with this machine's paths."""
+    model = onnx.load(str(path), load_external_data=False)
+    bodies = [model.graph, *model.functions]
+    while bodies:
+        body = bodies.pop()
+        values = (*body.value_info, *getattr(body, "input", ()), *getattr(body, "output", ()))
+        named = [v for v in values if not isinstance(v, str)]  # functions only have names
+        for part in (body, *body.node, *named, *getattr(body, "initializer", ())):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        bodies += [a.g for node in body.node for a in node.attribute if a.HasField("g")]
+    onnx.save(model, str(path))
 
 
 def _compared(job: _Job, path: Path, exporter: str) -> Parity:
@@ -245,43 +257,3 @@ def _compared(job: _Job, path: Path, exporter: str) -> Parity:
     if not parity.max_error <= job.tolerance:
         raise ExportError(f"ONNX Runtime differs by {parity}, tolerance {job.tolerance:.2e}")
     return parity
-
-
-# -- manners -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' progress messages, warnings and logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    sink = io.StringIO()
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(sink),
-            contextlib.redirect_stderr(sink),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def _no_descriptor(number: int) -> Iterator[None]:
-    """Send what native code writes to a file descriptor nowhere."""
-    if sys.__stdout__ is not None:
-        sys.__stdout__.flush()
-    try:
-        kept = os.dup(number)
-    except OSError:  # closed: nothing can be written there
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), number)
-        yield
-    finally:
-        os.dup2(kept, number)
-        os.close(kept)

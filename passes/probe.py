@@ -66,14 +66,19 @@ def probe(
             passed = 0
         else:
             passed += 1
-            if passed == _trials(groups, whole):
+            if passed == _trials(groups, whole, given):
                 return whole
     raise AssertionError("probing doesn't come to an end")
 
 
-def _trials(groups: Sequence[Group], whole: Sequence[frozenset[GroupId]]) -> int:
+def _trials(
+    groups: Sequence[Group],
+    whole: Sequence[frozenset[GroupId]],
+    given: Mapping[GroupId, tuple[Lane, ...]],
+) -> int:
     """One trial where every width is free; else enough to tell every two whole sets apart."""
-    sets = len(whole) + sum(_units(family) < SMALL for family in families(groups))
+    small = [f for f in families(groups) if _units(f) < SMALL and f[0].id not in given]
+    sets = len(whole) + len(small)
     return 2 + 2 * sets.bit_length() if sets else 1
 
 

@@ -13,6 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ ATTRIBUTES = frozenset(
 )
 """What ``getattr`` may read in a graph: of tensors, and of the results of sort, max and topk."""
 
+_SPACES = ("fft", "linalg", "special")  # they hold functions of tensors only
 _FILES = {"from_file", "frombuffer"}  # torch functions that reach beyond tensors
 _CALLBACKS = {"apply_", "map_", "map2_", "register_hook", "register_post_accumulate_grad_hook"}
 _NOT_LAYERS = {"Module", "Container", "DataParallel"}
@@ -53,6 +55,10 @@ def _functions() -> dict[str, Callable[..., Any]]:
     for name in sorted(n for n in names if not n.startswith("_")):
         if callable(getattr(torch, name, None)):
             found[f"torch.{name}"] = getattr(torch, name)
+    for space in _SPACES:
+        for name, value in sorted(vars(getattr(torch, space)).items()):
+            if isinstance(value, BuiltinFunctionType) and not name.startswith("_"):
+                found[f"torch.{space}.{name}"] = value
     for name, value in sorted(vars(F).items()):
         home = getattr(value, "__module__", "")
         ours = home in ("torch", "torch.nn.functional") or str(home).startswith("torch._C")

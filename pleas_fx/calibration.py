@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from pleas_fx.errors import CalibrationError
+from pleas_fx.errors import CalibrationError, OptionError
 
 Shape = tuple[int, ...]
 
 IMAGE_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMS = "a tensor (N, ...), batches (tensors, tuples (x, y), dicts) or PerSource of these"
 
 
@@ -48,6 +49,7 @@ def collect(
     batch_size: int = 64,
     expected: Sequence[Shape] | None = None,
     dtype: torch.dtype | None = None,
+    sources: int | None = None,
 ) -> Batches:
     """Read calibration data once, check it and cut it into batches of at most ``batch_size``.
 
@@ -56,16 +58,23 @@ def collect(
             the first ``inputs`` tensors count; dict), or ``PerSource`` of these.
         expected: the shape of each input without the batch; None: the first batch decides.
         dtype: what the tensors are converted to; None: left as they are.
+        sources: how many data sets ``PerSource`` must hold; None: not checked.
 
     Raises:
         CalibrationError: naming the batch and what is wrong with it.
     """
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, not {batch_size}")
     reader = _Reader(inputs, batch_size, None if expected is None else list(expected), dtype)
     if not isinstance(data, PerSource):
         batches = tuple(reader.read(data, ""))
         return Batches(batches, (None,) * len(batches))
     if not data.sources:
         raise CalibrationError("calibration data is empty: PerSource has no sources")
+    if sources is not None and len(data.sources) != sources:
+        raise CalibrationError(
+            f"PerSource holds {len(data.sources)} data sets for {sources} models: give one for each"
+        )
     found = [
         (batch, source)
         for source, own in enumerate(data.sources)
@@ -85,8 +94,11 @@ class _Reader:
 
     def read(self, data: object, where: str) -> Iterator[tuple[Tensor, ...]]:
         number = -1
+        held = isinstance(data, (Tensor, np.ndarray, Mapping, tuple, list))
         for number, item in enumerate(self._items(data, where)):
             tensors = self._tensors(item, f"calibration batch {number}{where}")
+            if not held:  # a loader may write every batch into the same buffer
+                tensors = tuple(t.clone() for t in tensors)
             yield from zip(*(torch.split(t, self.batch_size) for t in tensors), strict=True)
         if number < 0:
             raise CalibrationError(f"calibration data{where} is empty: no batches")
@@ -179,15 +191,19 @@ def _tensor(value: Tensor | np.ndarray, name: str) -> Tensor:
         tensor = value.detach()
     else:
         try:
-            tensor = torch.from_numpy(np.array(value))  # a copy: the caller's may be read-only
+            native = value.dtype.newbyteorder("=")
+            tensor = torch.from_numpy(np.array(value, native))  # a copy: theirs may be read-only
         except (TypeError, ValueError) as error:
             raise CalibrationError(f"{name} is an array of {value.dtype}, not numbers") from error
     if tensor.dtype == torch.uint8:
         raise CalibrationError(
             f"{name} holds uint8 pixels: scale them to [0, 1] and normalise them as in training"
         )
-    if not tensor.is_floating_point():
+    if tensor.dtype not in DTYPES:
         raise CalibrationError(f"{name} has dtype {tensor.dtype}, expected floating point")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "no values (device meta)" if tensor.is_meta else f"layout {tensor.layout}"
+        raise CalibrationError(f"{name} has {kind}, expected a dense tensor")
     if tensor.dim() == 0:
         raise CalibrationError(f"{name} is a single number, expected a tensor (N, ...)")
     if tensor.numel() == 0:

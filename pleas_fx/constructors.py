@@ -39,7 +39,7 @@ class Constructor:
             with torch.device("meta"):
                 return layer(self.kind)(*self.args, **dict(self.kwargs)).eval()
         except _BAD_ARGUMENTS as error:
-            raise ArtefactError(f"{self} can't be built: {error}") from error
+            raise ArtefactError(f"{self} can't be built: {' '.join(str(error).split())}") from error
 
     def __str__(self) -> str:
         shown = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.kwargs]
@@ -53,9 +53,19 @@ def constructor(module: nn.Module, path: str) -> Constructor:
         ArtefactError: the class isn't torch.nn's, or its arguments can't be read off the layer.
     """
     try:
-        name = layer_name(module)
+        found = _read_off(module)
+        again = found.build()
     except ArtefactError as error:
         raise ArtefactError(f"{path}: {error}") from error
+    if not _alike(again, module):
+        raise ArtefactError(
+            f"{path}: {found} doesn't give this nn.{found.kind} back, so an artefact can't hold it"
+        )
+    return found
+
+
+def _read_off(module: nn.Module) -> Constructor:
+    name = layer_name(module)
     args: list[Any] = []
     kwargs: list[tuple[str, Any]] = []
     for parameter in inspect.signature(type(module)).parameters.values():
@@ -68,9 +78,7 @@ def constructor(module: nn.Module, path: str) -> Constructor:
             args.append(value)
         elif not _same(value, parameter.default):
             kwargs.append((parameter.name, value))
-    found = Constructor(name, tuple(args), tuple(kwargs))
-    _check(module, found, path)
-    return found
+    return Constructor(name, tuple(args), tuple(kwargs))
 
 
 def _readable(module: nn.Module, parameter: inspect.Parameter) -> bool:
@@ -93,15 +101,11 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _check(module: nn.Module, found: Constructor, path: str) -> None:
-    """The constructor must give the same attributes, and tensors of the same names and shapes."""
-    again = found.build()
-    same = repr(again) == repr(module) and _attributes(again).items() <= _attributes(module).items()
-    shapes = {k: tuple(t.shape) for k, t in again.state_dict().items()}
-    if not same or shapes != {k: tuple(t.shape) for k, t in module.state_dict().items()}:
-        raise ArtefactError(
-            f"{path}: {found} doesn't give this nn.{found.kind} back, so an artefact can't hold it"
-        )
+def _alike(again: nn.Module, module: nn.Module) -> bool:
+    """The same attributes, and tensors of the same names and shapes."""
+    shapes = [{k: tuple(t.shape) for k, t in m.state_dict().items()} for m in (again, module)]
+    configured = _attributes(again).items() <= _attributes(module).items()
+    return configured and repr(again) == repr(module) and shapes[0] == shapes[1]
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -22,9 +22,7 @@ FORMS = (
     "torchvision:NAME, timm:NAME or file.py:factory (each with @weights.safetensors or "
     "@weights.pt), a folder that save wrote, or a .pt2 program"
 )
-WEIGHTS = re.compile(
-    r"(?P<model>.+?)@(?P<weights>.+(?:" + "|".join(map(re.escape, SUFFIXES)) + r"))\Z"
-)
+WEIGHTS = re.compile(r"(?P<model>.+?:[^@:/\\]+)@(?P<weights>.+)\Z")  # folders may hold an @
 
 
 def load_model(spec: str) -> nn.Module:
@@ -39,7 +37,7 @@ def load_model(spec: str) -> nn.Module:
         SourceError: saying which file, key or name is wrong, and what would be right.
     """
     path = Path(spec)
-    if path.is_dir():
+    if spec and path.is_dir():
         model = _artefact(path)
     elif path.suffix == ".pt2":
         from pleas_fx.programs import load_program
@@ -54,6 +52,8 @@ def load_model(spec: str) -> nn.Module:
 def _built(spec: str) -> nn.Module:
     found = WEIGHTS.match(spec)
     name, weights = (found["model"], Path(found["weights"])) if found else (spec, None)
+    if weights is not None:
+        _check_weights(weights)  # before minutes of building a network
     kind, separator, rest = name.partition(":")
     if kind in ("torchvision", "timm") and separator and "@" not in rest:
         model = _torchvision(rest) if kind == "torchvision" else _timm(rest)
@@ -66,15 +66,21 @@ def _built(spec: str) -> nn.Module:
     return model.eval()
 
 
+def _check_weights(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise SourceError(f"{path}: expected weights in a file that ends in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+
+
 def _unknown(spec: str) -> str:
     path = Path(spec)
     if path.suffix in SUFFIXES:
         return f"{spec}: weights alone are no network, give it as file.py:factory@{path.name}"
     if path.suffix == ".py":
         return f"{spec}: which function builds the network? Give it as {path.name}:factory"
-    if "@" in spec:
-        weights = spec.rpartition("@")[2]
-        return f"{weights}: expected weights in a file that ends in {', '.join(SUFFIXES)}"
+    if spec.endswith("@"):
+        return f"{spec}: expected weights after @, in a file that ends in {', '.join(SUFFIXES)}"
     if "/" in spec and not path.exists():
         return f"{spec}: no such file or folder"
     return f"{spec}: not a model; expected {FORMS}"

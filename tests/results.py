@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
+from passes.export import Parity
+from pleas_fx import artefact
 from pleas_fx.ir import (
     Axis,
     Certificate,
@@ -100,3 +106,30 @@ def result(model: nn.Module | None = None, **changes: object) -> MergeResult:
         recipe={"models": ["a.pt", "b.pt"], "method": "pleas", "width": 1.2, "seed": 0},
     )
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All output tensors."""
+    with torch.no_grad():
+        return tree_leaves(model(*inputs))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Exactly equal, every one."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in files}
+
+
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Artefacts get a few bytes in place of a real ONNX file, which takes seconds to write."""
+
+    def export(*args: Any, **_: object) -> Parity:
+        Path(args[2]).write_bytes(b"onnx")
+        return Parity(1e-7, (("output_a", 1e-7), ("output_b", NAN)), (2, 3), "none")
+
+    monkeypatch.setattr(artefact, "export_onnx", export)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def streamed(rows: Tensor, batches: int) -> Moments:
     """Moments of ``rows``, added in batches of unequal sizes."""
     moments = Moments.zeros(rows.shape[1])
     edges = torch.linspace(0, 1, batches + 1).square().mul(len(rows)).long().tolist()
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in pairwise(edges):
         if b > a:
             moments.add(rows[a:b])
     return moments
@@ -166,7 +168,7 @@ FLOAT32 = 8 * torch.finfo(torch.float32).eps
 
 
 def test_float32_rows_with_large_offsets_keep_their_covariance() -> None:
-    """Products in float32 are accurate to float32, although the mean is 4000 standard deviations."""
+    """Products in float32 are accurate to float32, though the mean is 4000 deviations."""
     rows = sample(offset=1e4).float()
     moments = streamed(rows, 5)
     mean, covariance = reference(rows)

@@ -289,9 +289,7 @@ def test_the_dual_is_the_primal(rows: int, inputs: int, intercept: bool) -> None
     """The kernel of the rows gives the weights that the Gram matrix of the inputs gives."""
     given = case(2, rows, inputs)
     primal = solve(given.gram, given.prior, given.prior_bias, RIDGE, intercept=intercept)
-    dual = solve_dual(
-        given.z, given.t, given.prior, given.prior_bias, RIDGE, intercept=intercept
-    )
+    dual = solve_dual(given.z, given.t, given.prior, given.prior_bias, RIDGE, intercept=intercept)
     assert distance(dual.weight, primal.weight) < TIGHT
     assert distance(dual.bias, primal.bias) < TIGHT
     assert distance(dual.variance, primal.variance) < TIGHT

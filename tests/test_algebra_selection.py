@@ -220,9 +220,7 @@ def test_a_channel_is_in_at_most_one_slot(merged_price: float) -> None:
 def test_without_exclusion_a_merged_channel_may_also_be_kept_apart() -> None:
     """Negative control: then mixtures of a channel's slots do occur, and leave less."""
     given = samples()
-    free = select(
-        given.problem(), merged_price=1.0, single_price=1.0, limit=1000, exclusive=False
-    )
+    free = select(given.problem(), merged_price=1.0, single_price=1.0, limit=1000, exclusive=False)
     merged = set(free.unit[free.kind == MERGED].tolist())
     assert merged & set(free.unit[free.kind >= 0].tolist())
     assert free.error[-1] < TIGHT < choose(given).error[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from pleas_fx.calibration import Batches, PerSource, collect
-from pleas_fx.errors import CalibrationError
+from pleas_fx.errors import CalibrationError, OptionError
 
 
 def images(count: int = 10, seed: int = 0) -> Tensor:
@@ -73,6 +73,26 @@ class TestForms:
 
         collect(once())
         assert read == [0, 1, 2]
+
+    @pytest.mark.parametrize("wrap", [lambda b: b, lambda b: (b, 1), lambda b: {"x": b}])
+    def test_a_loader_may_reuse_its_buffer(self, wrap: Callable[[Tensor], object]) -> None:
+        """Every batch is held as it was, although the loader writes over it."""
+
+        def reused() -> Iterator[object]:
+            buffer = torch.zeros(2, 3)
+            for number in range(3):
+                yield wrap(buffer.fill_(number))
+
+        assert [float(batch[0][0, 0]) for batch in collect(reused()).batches] == [0, 1, 2]
+
+    def test_a_tensor_is_not_copied(self) -> None:
+        """Negative control: data that is held anyway doesn't need twice the memory."""
+        data = images()
+        assert collect(data).batches[0][0].data_ptr() == data.data_ptr()
+
+    def test_arrays_of_another_byte_order_are_numbers_too(self) -> None:
+        """As in files from other machines."""
+        assert torch.equal(joined(collect(images().numpy().astype(">f4"))), images())
 
     def test_several_inputs_stay_together(self) -> None:
         """Two inputs: as batches of pairs, and as one pair of whole tensors."""
@@ -137,6 +157,9 @@ class TestDefects:
             (np.zeros((2, 3, 4, 4), np.uint8), ["uint8", "normalise"]),
             (torch.zeros(2, 3, dtype=torch.int64), ["int64", "floating point"]),
             (torch.zeros(2, 3, dtype=torch.complex64), ["complex64"]),
+            (torch.zeros(2, 3).to(torch.float8_e4m3fn), ["float8", "floating point"]),
+            (torch.zeros(2, 3).to_sparse(), ["sparse", "dense"]),
+            (torch.zeros(2, 3, device="meta"), ["meta"]),
             (np.array(["a", "b"]), ["not numbers"]),
             (torch.tensor(1.0), ["single number"]),
             (spoiled(float("nan")), ["batch 0", "NaN", "[7, 2, 3, 1]"]),
@@ -169,6 +192,18 @@ class TestDefects:
         collect(images(), expected=[(3, 4, 5)])
         with pytest.raises(CalibrationError, match=r"\(N, 3, 4, 5\), expected \(N, 3, 8, 8\)"):
             collect(images(), expected=[(3, 8, 8)])
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_per_source_needs_one_data_set_a_source(self, count: int) -> None:
+        """Otherwise a source's own images would be missing, or owned by nobody."""
+        collect(PerSource([images()] * 2), sources=2)
+        with pytest.raises(CalibrationError, match=f"{count} data sets for 2 models"):
+            collect(PerSource([images()] * count), sources=2)
+
+    def test_batches_hold_at_least_one_example(self) -> None:
+        """A batch size of 0 is an option out of range."""
+        with pytest.raises(OptionError, match="batch_size must be at least 1"):
+            collect(images(), batch_size=0)
 
     def test_too_few_inputs(self) -> None:
         """A network of two inputs needs two tensors a batch."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from pleas_fx.sources import load_model
 from tests import model_files
-from tests.model_files import plain, refused
+from tests.model_files import FACTORY, plain, refused
 
 factory, model = model_files.factory, model_files.model
 
@@ -64,6 +64,9 @@ class TestFactories:
             ("weights.safetensors", "file.py:factory@weights.safetensors"),
             ("models.py", "models.py:factory"),
             ("torchvision:resnet18@weights.zip", "weights.zip: expected weights"),
+            ("torchvision:resnet18@", "expected weights after @"),
+            ("none.py:small@none.pt", "none.pt: no such file"),  # before anything is built
+            ("", "not a model"),
         ],
     )
     def test_other_specifications_are_explained(self, spec: str, word: str) -> None:
@@ -107,6 +110,16 @@ class TestWeights:
         assert torch.equal(
             found.state_dict()["bn.running_var"], model.state_dict()["bn.running_var"]
         )
+
+    def test_folders_may_hold_an_at_sign(self, model: nn.Module, tmp_path: Path) -> None:
+        """Only the @ after the factory separates the weights."""
+        folder = tmp_path / "me@work" / "a:b"
+        folder.mkdir(parents=True)
+        (folder / "models.py").write_text(FACTORY)
+        save_file(plain(model), folder / "w.safetensors")
+        found = load_model(f"{folder}/models.py:small@{folder}/w.safetensors")
+        assert torch.equal(found.state_dict()["fc.weight"], model.state_dict()["fc.weight"])
+        assert not load_model(f"{folder}/models.py:small").training
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
     @pytest.mark.parametrize(
