@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pleas_fx.ir import Certificate, Frozen, Group, GroupId, Permutation, Program, Symmetry
+from pleas_fx.ir import Axis, Certificate, Frozen, Group, GroupId, Permutation, Program, Symmetry
 from pleas_fx.permuting import axis_moves, permuted, random_permutation
 
 TOLERANCE = 1e-9
@@ -124,22 +124,32 @@ def _control(
 ) -> bool:
     """A deliberately incomplete permutation (one axis of a group left out) must be noticed."""
     rng = np.random.default_rng(seed)
+    copies = _broken(symmetry, model, seed)
+    return any(relative_error(_run(c, inputs), reference) > TOLERANCE for c in copies)
+
+
+def _broken(symmetry: Symmetry, model: nn.Module, seed: int) -> Iterator[nn.Module]:
+    """Copies with one axis of a group left out, then with a single axis rolled."""
+    rng = np.random.default_rng(seed)
     candidates = [g for g in symmetry.groups if g.size > 1 and len(g.axes) > 1]
-    if not candidates:
-        return True
     for k in rng.permutation(len(candidates))[:4]:
         group = candidates[int(k)]
-        order = {group.id: np.roll(np.arange(group.size), 1)}
-        moves = axis_moves(symmetry.layout, Permutation(order))
-        for axis in moves:
-            layout = replace(
-                symmetry.layout,
-                axes={a: c for a, c in symmetry.layout.axes.items() if a != axis},
-            )
-            broken = permuted(replace(symmetry, layout=layout), model, Permutation(order))
-            if relative_error(_run(broken, inputs), reference) > TOLERANCE:
-                return True
-    return False
+        order = Permutation({group.id: np.roll(np.arange(group.size), 1)})
+        for left_out in axis_moves(symmetry.layout, order):
+            axes = {a: c for a, c in symmetry.layout.axes.items() if a != left_out}
+            layout = replace(symmetry.layout, axes=axes)
+            yield permuted(replace(symmetry, layout=layout), model, order)
+    for axis, classes in list(symmetry.layout.axes.items())[:8]:
+        if classes.ndim == 1:
+            yield _rolled(model, axis)
+
+
+def _rolled(model: nn.Module, axis: Axis) -> nn.Module:
+    result = copy.deepcopy(model)
+    tensor = result.state_dict(keep_vars=True)[axis.key]
+    with torch.no_grad():
+        tensor.copy_(tensor.roll(1, axis.dim))
+    return result
 
 
 def coverage(symmetry: Symmetry) -> float:

@@ -36,11 +36,21 @@ class Groups:
 
 def groups(program: Program) -> Symmetry:
     """The symmetry of a program, not yet certified."""
+    try:
+        labeller, values = _propagate(program, _one_example(program))
+    except RuntimeError:  # a batch size written into the graph
+        labeller, values = _propagate(program, program.inputs)
+    return symmetry(assemble(_facts(labeller, values)), labeller.coupled)
+
+
+def _propagate(
+    program: Program, inputs: tuple[Tensor, ...]
+) -> tuple[Labeller, dict[str, tuple[IntArray, ...]]]:
     labeller = Labeller(RULES)
     runner = _Runner(program.module, labeller)
     with explicit_operators(), torch.no_grad():
-        runner.run_labelled(_one_example(program))
-    return symmetry(assemble(_facts(labeller, runner.values)), labeller.coupled)
+        runner.run_labelled(inputs)
+    return labeller, runner.values
 
 
 def symmetry(grouping: Grouping, coupled: set[str]) -> Symmetry:
@@ -87,6 +97,9 @@ class _Runner(fx.Interpreter):
     def run_labelled(self, inputs: tuple[Tensor, ...]) -> None:
         for key, tensor in self.module.state_dict(keep_vars=True).items():
             self.labeller.parameter(key, tensor)
+            if key.startswith("_tensor_constant"):
+                for labels in self.labeller.of(tensor):
+                    self.labeller.pin(labels, "a constant written in the model's code")
         for tensor in inputs:
             self.labeller.source(tensor)
         with self.labeller:

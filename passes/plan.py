@@ -40,7 +40,7 @@ from pleas_fx.ir import (
 from pleas_fx.options import ALL_MERGED, APART, STEPS, Decision, Option, allocate
 from pleas_fx.rules.modules import contraction, is_depthwise
 
-PRICES = ((1.0, 1.0), (1.3, 1.0), (1.7, 1.0), (math.inf, 1.0), (1.0, math.inf))
+PRICES = ((1.0, 1.0), (1.5, 1.0), (math.inf, 1.0), (1.0, math.inf))
 SINGLES_ONLY = ((math.inf, 1.0),)
 MERGED_ONLY = ((1.0, math.inf),)
 SMALLEST = 2  # channels of a lane: a single channel carries no labels

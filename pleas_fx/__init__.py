@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,10 +68,20 @@ __all__ = [
 ]
 
 
+def _require_own_passes() -> None:
+    """``passes`` is installed beside this package; another package of that name may hide it."""
+    spec = find_spec("passes")
+    ours = Path(__file__).parent.parent / "passes" / "__init__.py"
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != ours.resolve():
+        found = spec.origin if spec is not None else "nothing"
+        raise ImportError(f"pleas_fx needs its own package 'passes', but {found} hides it")
+
+
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'pleas_fx' has no attribute {name!r}")
+    _require_own_passes()
     return getattr(import_module(home), name)
 
 

@@ -79,7 +79,8 @@ def run(out: Path) -> Answer:
         SourceError: the current folder isn't a checkout with the fixtures in it.
     """
     images = fixtures()
-    with progress("demo") as report:
+    with progress("demo") as shown:
+        report = _also_logged(shown)
         separate = list(separate_rows(images, report))
         joint, chosen = joint_rows(images, report)
         report("save")
@@ -100,6 +101,17 @@ def run(out: Path) -> Answer:
         f"{ONNX_IMAGES} test images, relative error {error:.1e}"
     )
     return Answer(document, (*tables, last))
+
+
+def _also_logged(shown: Callable[[str], None]) -> Callable[[str], None]:
+    """One line a step where there is no bar: minutes of silence look like a crash."""
+    if sys.stderr.isatty():
+        return shown
+
+    def report(name: str) -> None:
+        print(f"demo: {name}", file=sys.stderr, flush=True)
+
+    return report
 
 
 def fixtures() -> Images:

@@ -85,6 +85,12 @@ def pattern(labels: Tensor) -> tuple[int, ...]:
     return tuple(d for d in range(labels.dim()) if labels.shape[d] > 1 and labels.stride(d) != 0)
 
 
+def any_along(labels: Tensor, dim: int) -> Tensor:
+    """One label a row of ``dim``, kept as size one; not NONE where there is another."""
+    first = labels.narrow(dim, 0, 1)
+    return labels.amax(dim, keepdim=True) if bool((first == NONE).any()) else first
+
+
 class Labeller(TorchDispatchMode):
     """Runs operators as usual and keeps the labels of every tensor beside them."""
 
@@ -152,6 +158,10 @@ class Labeller(TorchDispatchMode):
         """Whether a tensor was computed from inputs or parameters."""
         return id(tensor) in self._data
 
+    def independent(self, tensor: Tensor) -> None:
+        """Declare a tensor a constant."""
+        self._data.discard(id(tensor))
+
     # -- what rules record -------------------------------------------------------------------
 
     def tie(self, a: Tensor, b: Tensor) -> None:
@@ -194,8 +204,8 @@ class Labeller(TorchDispatchMode):
         """One label a position of ``keep``: labels that differ over ``dims`` are tied."""
         for dim in dims:
             if labels.shape[dim] > 1 and labels.stride(dim) != 0:
-                self.tie(labels, labels.narrow(dim, 0, 1))
-            labels = labels.narrow(dim, 0, 1)
+                self.tie(labels, any_along(labels, dim))
+            labels = any_along(labels, dim)
         return labels.reshape(labels.shape[keep])
 
     # -- the dispatch ------------------------------------------------------------------------
@@ -230,12 +240,13 @@ class Labeller(TorchDispatchMode):
                 results = rule(self, call)
                 for out, coordinates in zip(call.outs, results, strict=False):
                     self.assign(out, coordinates)
-                    self._visit_out(call, out)
+                    self._visit_out(call, coordinates)
         except Refused as refusal:
             self._unknown(call, inputs, f"{call.name}: {refusal}")
 
-    def _visit_out(self, call: Call, out: Tensor) -> None:
-        for k, labels in enumerate(self.of(out)):
+    def _visit_out(self, call: Call, coordinates: Coordinates) -> None:
+        """Note all labels of a result, those of a single channel too: it was picked out."""
+        for k, labels in enumerate(canonical(c) for c in coordinates):
             self.visit(labels, f"{len(self.sites)}:{self.node}:{call.name}:{k}")
 
     def _unknown(self, call: Call, inputs: Sequence[Tensor], reason: str) -> None:

@@ -261,7 +261,6 @@ def test_every_module_says_what_it_is() -> None:
         assert future or not has_code, name
 
 
-@pytest.mark.xfail(reason="not written yet: pleas_fx doesn't look whose passes it got", strict=True)
 def test_a_foreign_passes_package_is_named(tmp_path: Path) -> None:
     """Where another ``passes`` hides ours, the error says which file does."""
     (tmp_path / "passes.py").write_text("", encoding="utf-8")

@@ -269,6 +269,27 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "m.onnx").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("exporter", export.EXPORTERS, ids=lambda e: e[0])
+def test_a_file_holds_nothing_of_this_machine(
+    exporter: tuple[str, export.Exporter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No path of a source file gets in, so that the same network always gives the same file."""
+    monkeypatch.setattr(export, "EXPORTERS", (exporter,))
+    for name in ("a.onnx", "b.onnx"):
+        export_onnx(small(), images(), tmp_path / name)
+    written = (tmp_path / "a.onnx").read_bytes()
+    assert written == (tmp_path / "b.onnx").read_bytes()
+    assert torch.__path__[0].encode() not in written
+    assert str(Path(__file__).parent).encode() not in written
+
+
+def test_paths_in_a_file_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: what torch.export's exporter writes by itself does hold paths."""
+    monkeypatch.setattr(export, "_forget_origin", lambda _: None)
+    export_onnx(small(), images(), tmp_path / "m.onnx")
+    assert torch.__path__[0].encode() in (tmp_path / "m.onnx").read_bytes()
+
+
 # -- figures -------------------------------------------------------------------------------------
 
 

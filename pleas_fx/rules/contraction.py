@@ -142,6 +142,9 @@ def _product(ctx: Labeller, a: Tensor, b: Tensor, out: Tensor) -> Coordinates:
     if a.dim() != b.dim() or a.dim() not in (2, 3):
         raise Refused("a product of these shapes")
     k_a, k_b = a.dim() - 1, a.dim() - 2
+    if a.dim() == 3:
+        _pin_unlabelled_batch(ctx, a, b)
+        _pin_unlabelled_batch(ctx, b, a)
     summed_a, free_a = _split(ctx.of(a), k_a)
     summed_b, free_b = _split(ctx.of(b), k_b)
     free = [c.narrow(k_a, 0, 1).expand(out.shape) for c in free_a]
@@ -153,6 +156,16 @@ def _product(ctx: Labeller, a: Tensor, b: Tensor, out: Tensor) -> Coordinates:
     if contracted is not None:
         free += _blocks(ctx, contracted, k_b, out)
     return _combine_free(ctx, free)
+
+
+def _pin_unlabelled_batch(ctx: Labeller, a: Tensor, b: Tensor) -> None:
+    """Blocks of ``a`` may not move where ``b`` differs from block to block without labels."""
+    varies = b.shape[0] > 1 and b.stride(0) != 0
+    if not varies or any(0 in pattern(c) for c in ctx.of(b)):
+        return
+    for labels in ctx.of(a):
+        if 0 in pattern(labels):
+            ctx.pin(labels, "multiplied with a value that differs per block without labels")
 
 
 def _split(coordinates: Coordinates, dim: int) -> tuple[Coordinates, Coordinates]:

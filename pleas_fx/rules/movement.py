@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Refused, Rule, compact, pattern
+from pleas_fx.labels import (
+    NONE,
+    Call,
+    Coordinates,
+    Labeller,
+    Refused,
+    Rule,
+    any_along,
+    compact,
+    pattern,
+)
 
 aten = torch.ops.aten
 
@@ -44,6 +54,30 @@ def _same_call(call: Call, labels: Tensor) -> tuple[Tensor, ...]:
 def same(ctx: Labeller, call: Call) -> list[Coordinates]:
     """A copy or an alias: the labels of the argument."""
     return [list(ctx.of(call.args[0]))]
+
+
+def allocated(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``new_empty``: dims of the argument's size carry labels of their own, tied when written."""
+    out = call.outs[0]
+    results: Coordinates = []
+    for labels in ctx.of(call.args[0]):
+        dims = pattern(labels)
+        if (
+            len(dims) == 1
+            and out.dim() == labels.dim()
+            and out.shape[dims[0]] == labels.shape[dims[0]]
+        ):
+            shape = [1] * out.dim()
+            shape[dims[0]] = -1
+            results.append(ctx.fresh(out.shape[dims[0]]).view(shape).expand(out.shape))
+    return [results]
+
+
+def constant(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``new_zeros`` and its like take only type and device from their argument."""
+    for out in call.outs:
+        ctx.independent(out)
+    return [[] for _ in call.outs]
 
 
 def copied(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -159,8 +193,8 @@ def mirrored(ctx: Labeller, call: Call) -> list[Coordinates]:
 
 def _spread(ctx: Labeller, labels: Tensor, spatial: int, out: Tensor) -> Tensor:
     for dim in range(labels.dim() - spatial, labels.dim()):
-        ctx.tie(labels, labels.narrow(dim, 0, 1))
-        labels = labels.narrow(dim, 0, 1)
+        ctx.tie(labels, any_along(labels, dim))
+        labels = any_along(labels, dim)
     return labels.expand(out.shape)
 
 
@@ -185,6 +219,8 @@ MOVEMENT: dict[str, Rule] = {
     **dict.fromkeys(
         "clone contiguous alias detach lift_fresh lift_fresh_copy _to_copy to".split(), same
     ),
+    "new_empty": allocated,
+    **dict.fromkeys("new_zeros new_ones new_full".split(), constant),
     "copy_": copied,
     "cat": concatenated,
     "stack": stacked,

@@ -95,5 +95,6 @@ NORMALISATION: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "native_layer_norm": layer_norm,
     "_softmax": softmax,
+    "_safe_softmax": softmax,
     "_log_softmax": softmax,
 }

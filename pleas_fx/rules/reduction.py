@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
+from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, any_along, pattern
 from pleas_fx.rules.normalisation import nest_rows
 
 
@@ -49,10 +49,13 @@ def pooling(spatial: int) -> Rule:
 
     def rule(ctx: Labeller, call: Call) -> list[Coordinates]:
         results: list[Coordinates] = [[] for _ in call.outs]
+        for other in call.args[1:]:
+            for labels in ctx.of(other):
+                ctx.pin(labels, "says where to sample")
         for labels in ctx.of(call.args[0]):
             for dim in range(labels.dim() - spatial, labels.dim()):
-                ctx.tie(labels, labels.narrow(dim, 0, 1))
-                labels = labels.narrow(dim, 0, 1)
+                ctx.tie(labels, any_along(labels, dim))
+                labels = any_along(labels, dim)
             results[0].append(labels.expand(call.outs[0].shape))
         return results
 
