@@ -123,7 +123,6 @@ def _control(
     seed: int,
 ) -> bool:
     """A deliberately incomplete permutation (one axis of a group left out) must be noticed."""
-    rng = np.random.default_rng(seed)
     copies = _broken(symmetry, model, seed)
     return any(relative_error(_run(c, inputs), reference) > TOLERANCE for c in copies)
 
