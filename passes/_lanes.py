@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from passes._blocks import Blocks, renamed
 from passes.groups import explicit_operators
 from pleas_fx.ir import (
     GroupId,
@@ -63,6 +64,7 @@ class Walk:
             for s in range(self.sources)
             for S in {Membership(int(m)) for m in table.membership}
         }
+        self.blocks = Blocks(table, (*symmetries[0].groups, *symmetries[0].fixed))
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.labeller = Labeller(RULES)
@@ -167,10 +169,19 @@ class Walk:
                 value = self._call(op, target, real_args, real_kwargs)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise self.mismatch(self._node, str(error).splitlines()[0]) from error
+        self._name_blocks(value)
         del self.labeller.sites[:], self.labeller.pins[:], self.labeller.nests[:]
         if len(self.labeller.ties) > before and self._clash(before):
             raise self.mismatch(self._node, "channels of different slots would be combined")
         return value
+
+    def _name_blocks(self, value: Any) -> None:
+        """A reduction over blocks leaves labels of blocks; the plan has slots for them."""
+        assert self._node is not None
+        here = self.groups_of(self.classes(self._node, 0))
+        names = self.blocks.names(self.labeller.nests, here)
+        if names and isinstance(value, Tensor):
+            self.labeller.assign(value, [renamed(c, names) for c in self.labeller.of(value)])
 
     def _clash(self, before: int) -> bool:
         ties = self.labeller.ties[before:]

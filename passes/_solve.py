@@ -231,8 +231,7 @@ class Fitter:
         weights, biases = [], []
         for program in self.programs:
             conv: Any = program.module.get_submodule(site.source)
-            norm: Any = program.module.get_submodule(norm_site.source)
-            scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+            scale, shift = _running_map(program.module.get_submodule(norm_site.source))
             entry = contraction(conv)
             assert entry is not None
             shape = [1] * conv.weight.dim()
@@ -243,7 +242,7 @@ class Fitter:
             else:
                 weights.append(conv.weight.detach() * scale.view(shape))
             start = conv.bias.detach() if conv.bias is not None else 0.0
-            biases.append(norm.bias.detach() + (start - norm.running_mean) * scale)
+            biases.append(shift + start * scale)
         return to_matrix(layer, _blended(site, layer, weights)), blend(biases, (0, site.rows))
 
     # -- norms and scales ----------------------------------------------------------------------
@@ -269,8 +268,7 @@ class Fitter:
         """Scale and shift per channel by regression on the normalised value."""
         if getattr(norm, "weight", None) is None or len(norm.weight) != len(site.rows):
             return
-        prior = norm.weight.detach().double().view(-1, 1, 1)
-        shift = norm.bias.detach() if norm.bias is not None else torch.zeros_like(norm.weight)
+        prior, shift = self._affine_prior(site, norm)
         with torch.no_grad():
             norm.weight.fill_(1.0)
             if norm.bias is not None:
@@ -283,12 +281,28 @@ class Fitter:
             t = self._target(site, norm, k, at)
             gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))
         free = norm.bias is not None
-        solution = solve(gram, prior, shift.view(-1, 1), self.settings.ridge, intercept=free)
+        solution = solve(
+            gram, prior.view(-1, 1, 1), shift.view(-1, 1), self.settings.ridge, intercept=free
+        )
         with torch.no_grad():
             norm.weight.copy_(solution.weight.reshape(-1))
             if norm.bias is not None:
                 norm.bias.copy_(solution.bias.reshape(-1))
         self._note(site, solution)
+
+    def _affine_prior(self, site: Site, norm: Any) -> tuple[Tensor, Tensor]:
+        """(channels,) scale and shift of the normalised value, as the sources have them."""
+        scale = norm.weight.detach().double().clone()  # the module's own are about to be reset
+        shift = (
+            torch.zeros_like(scale) if norm.bias is None else norm.bias.detach().double().clone()
+        )
+        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+            return scale, shift
+        assert norm.running_var is not None
+        maps = [_running_map(p.module.get_submodule(site.source)) for p in self.programs]
+        scale, shift = (blend(part, (0, site.rows)) for part in zip(*maps, strict=True))
+        deviation = (norm.running_var.double() + norm.eps).sqrt()
+        return scale * deviation, shift + scale * norm.running_mean
 
     def _layer_scale(self, node: fx.Node, other: fx.Node, scale: fx.Node, site: Site) -> None:
         """A per-channel factor by regression without intercept."""
@@ -312,6 +326,14 @@ class Fitter:
         with torch.no_grad():
             parameter.copy_(solution.weight.reshape(parameter.shape))
         self._note(site, solution)
+
+
+def _running_map(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in eval mode, float64."""
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    scale = (norm.weight.detach() if norm.affine else 1.0) / deviation
+    shift = norm.bias.detach() if norm.affine else 0.0
+    return scale, shift - norm.running_mean * scale
 
 
 def _channel_rows(value: Tensor, dim: int) -> Tensor:

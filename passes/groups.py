@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
-from pleas_fx.classes import Facts, Grouping, assemble
-from pleas_fx.ir import Certificate, IntArray, Program, Symmetry
+from pleas_fx.classes import Facts, Grouping, assemble, collapses, settled_axes
+from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
 
+ROUNDS = 4
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 
 
@@ -35,22 +36,32 @@ class Groups:
 
 
 def groups(program: Program) -> Symmetry:
-    """The symmetry of a program, not yet certified."""
+    """The symmetry of a program, not yet certified.
+
+    Ties that come late (a convolution behind a pixel shuffle) make labels equal that earlier
+    operators took for different ones: then the classes found become the labels of another round.
+    """
     try:
-        labeller, values = _propagate(program, _one_example(program))
+        inputs = _one_example(program)
+        labeller, facts = _propagate(program, inputs, {}, 0)
     except RuntimeError:  # a batch size written into the graph
-        labeller, values = _propagate(program, program.inputs)
-    return symmetry(assemble(_facts(labeller, values)), labeller.coupled)
+        inputs = program.inputs
+        labeller, facts = _propagate(program, inputs, {}, 0)
+    for _ in range(ROUNDS):
+        if not collapses(facts):
+            break
+        labeller, facts = _propagate(program, inputs, settled_axes(facts), facts.count)
+    return symmetry(assemble(facts), labeller.coupled)
 
 
 def _propagate(
-    program: Program, inputs: tuple[Tensor, ...]
-) -> tuple[Labeller, dict[str, tuple[IntArray, ...]]]:
-    labeller = Labeller(RULES)
+    program: Program, inputs: tuple[Tensor, ...], known: Mapping[Axis, IntArray], count: int
+) -> tuple[Labeller, Facts]:
+    labeller = Labeller(RULES, known, count)
     runner = _Runner(program.module, labeller)
     with explicit_operators(), torch.no_grad():
         runner.run_labelled(inputs)
-    return labeller, runner.values
+    return labeller, _facts(labeller, runner.values)
 
 
 def symmetry(grouping: Grouping, coupled: set[str]) -> Symmetry:

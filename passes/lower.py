@@ -211,13 +211,13 @@ def _to_module(
     if any(isinstance(v, fx.Node) for v in arguments.values()) or arguments.get("weight") is None:
         return
     arguments["rank"] = len(shapes.get(source.name, (0, 0, 0, 0)))
-    layer = make(arguments)
+    layer = make(arguments).eval().to(arguments["weight"])
     for name in STATE:
         value = arguments.get(name)
         if value is not None:
             getattr(layer, name).copy_(value.reshape(getattr(layer, name).shape))
     name = f"{node.name}_layer"
-    module.add_submodule(name, layer.eval().to(arguments["weight"]))
+    module.add_submodule(name, layer)
     with module.graph.inserting_before(node):
         call = module.graph.call_module(name, (source,))
     node.replace_all_uses_with(call)

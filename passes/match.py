@@ -10,7 +10,7 @@ import torch
 
 from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.assignment import consistent
-from pleas_fx.algebra.moments import correlation
+from pleas_fx.algebra.moments import concordance, correlation
 from pleas_fx.ir import (
     Axis,
     FloatArray,
@@ -25,6 +25,7 @@ from pleas_fx.ir import (
 from pleas_fx.permuting import occurrences, permuted
 
 SWEEPS = 30
+TIE = 1e-3  # of concordance: channels that are multiples of each other correlate alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,9 @@ def _correlation(group: Group, statistics: Statistics) -> FloatArray:
     total = np.zeros((n, n))
     points = statistics.points(group.id)
     for point in points:
-        total += correlation(point.moments.covariance).numpy()
+        covariance = point.moments.covariance
+        total += correlation(covariance).numpy()
+        total += TIE * concordance(covariance, point.moments.mean).numpy()
     return total / max(len(points), 1)
 
 

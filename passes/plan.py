@@ -43,6 +43,7 @@ from pleas_fx.rules.modules import contraction, is_depthwise
 PRICES = ((1.0, 1.0), (1.5, 1.0), (math.inf, 1.0), (1.0, math.inf))
 SINGLES_ONLY = ((math.inf, 1.0),)
 MERGED_ONLY = ((1.0, math.inf),)
+SHRINKAGE = 0.1  # times unknowns / (unknowns + rows)
 SMALLEST = 2  # channels of a lane: a single channel carries no labels
 
 
@@ -376,7 +377,7 @@ def _group_problem(
     covariance = torch.zeros(sources * n, sources * n, dtype=torch.float64)
     weighting = [torch.zeros(n, n, dtype=torch.float64) for _ in range(sources)]
     for point in points:
-        own = point.moments.covariance[order][:, order]
+        own = _shrunk(point.moments.covariance[order][:, order], n, point.moments.count)
         share = float(own.diagonal().sum()) or 1.0
         covariance += own / share
         for s in range(sources):
@@ -386,6 +387,16 @@ def _group_problem(
             weighting[s] += q / max(float((q * block).sum()), 1e-300) * share
     small = torch.float64 if n <= 512 else torch.float32
     return covariance.to(small), [(w + w.T).to(small) / 2 for w in weighting]
+
+
+def _shrunk(covariance: Tensor, n: int, rows: int) -> Tensor:
+    """Covariances of channels that aren't matched, drawn to zero.
+
+    From few rows other channels seem to say more about a channel than they do.
+    """
+    share = SHRINKAGE * len(covariance) / (len(covariance) + rows)
+    matched = torch.eye(n, dtype=covariance.dtype).repeat(*[len(covariance) // n] * 2)
+    return covariance * (1 - share + share * matched)
 
 
 def _guess(sources: int, n: int) -> Tensor:

@@ -48,6 +48,28 @@ def components(count: int, pairs: IntArray) -> IntArray:
     return connected_components(matrix, directed=False)[1].astype(np.int64)
 
 
+def collapses(facts: Facts) -> bool:
+    """Whether ties made labels equal that were told apart when they met an operator."""
+    classes = components(facts.count, facts.ties)
+    for coordinates in facts.values.values():
+        for labels in coordinates:
+            if sum(n > 1 for n in labels.shape) > 1:
+                collapsed = _collapsed(np.where(labels >= 0, classes[labels], -1))
+                if collapsed.shape != labels.shape:
+                    return True
+    for children, parents in facts.nests:
+        pairs = np.stack([classes[children], parents])
+        if np.unique(pairs, axis=1).shape[1] < pairs.shape[1]:
+            return True
+    return False
+
+
+def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
+    """The classes found, as labels of the parameters' axes."""
+    classes = components(facts.count, facts.ties)
+    return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
+
+
 def assemble(facts: Facts) -> Grouping:
     """Classes are the components of the ties; equal ones form groups, blocks form families."""
     classes = components(facts.count, facts.ties)

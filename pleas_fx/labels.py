@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pleas_fx.ir import Axis
+from pleas_fx.ir import Axis, IntArray
 
 NONE = -1  # "the same constant everywhere": padding; tied to nothing
 
@@ -94,11 +94,18 @@ def any_along(labels: Tensor, dim: int) -> Tensor:
 class Labeller(TorchDispatchMode):
     """Runs operators as usual and keeps the labels of every tensor beside them."""
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self,
+        rules: Mapping[str, Rule],
+        known: Mapping[Axis, IntArray] | None = None,
+        count: int = 0,
+    ) -> None:
+        """``known`` axes start with these labels, all of them below ``count``."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.rules = rules
+        self.known = known or {}
         self.node = ""
-        self.count = 0
+        self.count = count
         self.axes: dict[Axis, Tensor] = {}
         self.local: dict[Axis, Tensor] = {}  # block-local axes: labels per (row, index)
         self.ties: list[Tensor] = []
@@ -126,7 +133,8 @@ class Labeller(TorchDispatchMode):
         for dim, size in enumerate(tensor.shape):
             if size == 1:
                 continue
-            labels = self.fresh(size)
+            known = self.known.get(Axis(key, dim))
+            labels = self.fresh(size) if known is None else torch.from_numpy(known)
             self.axes[Axis(key, dim)] = labels
             shape = [1] * tensor.dim()
             shape[dim] = size

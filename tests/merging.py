@@ -9,10 +9,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import pleas_fx as pf
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, Inputs, Network
 
 FEW = 24  # calibration examples: enough for mechanics
 NAMES = sorted(NETWORKS)
+
+
+def precise(network: Network, *seeds: int) -> list[nn.Module]:
+    """Float64 networks of one architecture: errors of rounding are then of order 1e-15."""
+    return [network.make(seed).double() for seed in seeds]
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """Floating inputs in float64."""
+    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -33,8 +43,11 @@ def calibration(name: str, seed: int = 5) -> list[tuple[Tensor, ...]]:
 
 
 def merge(name: str, models: Sequence[nn.Module], **options: object) -> pf.MergeResult:
-    """Merge on a few examples, in silence."""
-    return pf.merge(models, calibration(name), progress=False, **options)  # type: ignore[arg-type]
+    """Merge on a few examples of the models' precision, in silence."""
+    batches = calibration(name)
+    if next(models[0].parameters()).dtype == torch.float64:
+        batches = [doubled(batch) for batch in batches]
+    return pf.merge(models, batches, progress=False, **options)  # type: ignore[arg-type]
 
 
 def clone(model: nn.Module) -> dict[str, Tensor]:

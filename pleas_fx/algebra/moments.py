@@ -95,3 +95,14 @@ def correlation(covariance: Tensor, eps: float = 1e-12) -> Tensor:
     floor = eps * variance.max().clamp_min(1e-300)
     inverse = torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), 0.0)
     return covariance * inverse[:, None] * inverse[None, :]
+
+
+def concordance(covariance: Tensor, mean: Tensor) -> Tensor:
+    """Lin's concordance of a covariance (n, n) and means (n,): 1 only between equal variables.
+
+    2 cov / (var + var + (mean - mean)²); where neither varies, 1 for equal means, else 0.
+    """
+    variance = covariance.diagonal().clamp_min(0)
+    gap = (mean[:, None] - mean[None, :]).square()
+    total = variance[:, None] + variance[None, :] + gap
+    return torch.where(total > 0, 2 * covariance / total.clamp_min(1e-300), 1.0)
