@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +76,15 @@ class Fitter:
         """Layer and batch norm as one map; the norm keeps true statistics."""
         layer, norm = self._module(site), self._module(norm_site)
         prior, bias = self._folded_prior(site, norm_site, layer)
-        solution, mean, variance = self._solve_layer(site, norm_site, layer, prior, bias, True)
+        solution = self._solve_layer(site, norm_site, layer, prior, bias, True)
+        mean, variance = solution.output_mean.reshape(-1), solution.output_variance.reshape(-1)
         with torch.no_grad():
             layer.weight.copy_(from_matrix(layer, solution.weight, layer.weight))
             if layer.bias is not None:
                 layer.bias.zero_()
-            scale = (variance.clamp_min(0) + norm.eps).sqrt()
+            scale = (variance + norm.eps).sqrt()
             norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance.clamp_min(0))
+            norm.running_var.copy_(variance)
             norm.weight.copy_(scale)
             norm.bias.copy_(solution.bias.reshape(-1) + mean)
         self._note(site, solution)
@@ -174,7 +175,7 @@ class Fitter:
         prior = to_matrix(layer, layer.weight.detach())
         bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(site.rows))
         free = layer.bias is not None
-        solution, _, _ = self._solve_layer(site, site, layer, prior, bias.to(prior), free)
+        solution = self._solve_layer(site, site, layer, prior, bias.to(prior), free)
         with torch.no_grad():
             layer.weight.copy_(from_matrix(layer, solution.weight, layer.weight))
             if layer.bias is not None:
@@ -183,8 +184,7 @@ class Fitter:
 
     def _solve_layer(
         self, site: Site, at_site: Site, layer: Any, prior: Tensor, bias: Tensor, intercept: bool
-    ) -> tuple[Solution, Tensor, Tensor]:
-        """The solution, and mean and variance of the layer's output without its bias."""
+    ) -> Solution:
         groups, outputs, unknowns = prior.shape
         sample = self._sample(at_site, layer, unknowns)
         total = sum(len(at) for at in sample.values())
@@ -192,13 +192,10 @@ class Fitter:
         if groups == 1 and total < unknowns:
             return self._solve_rows(site, at_site, layer, prior, bias, sample, intercept)
         gram = Gram.zeros(unknowns, outputs, (groups,), prior.device)
-        for k, at in sample.items():
-            z, t = self._rows(site, at_site, layer, k, at)
-            grouped = t.reshape(len(at), groups, outputs).transpose(0, 1)
+        for z, t in self._row_blocks(site, at_site, layer, sample):
+            grouped = t.reshape(len(t), groups, outputs).transpose(0, 1)
             gram.add(z.transpose(0, 1), grouped)
-        solution = solve(gram, prior, bias, self.settings.ridge, intercept=intercept)
-        mean, variance = _output_moments(gram, solution.weight)
-        return solution, mean, variance
+        return solve(gram, prior, bias, self.settings.ridge, intercept=intercept)
 
     def _solve_rows(
         self,
@@ -209,13 +206,22 @@ class Fitter:
         bias: Tensor,
         sample: Mapping[int, IntArray],
         intercept: bool,
-    ) -> tuple[Solution, Tensor, Tensor]:
+    ) -> Solution:
         parts = [self._rows(site, at_site, layer, k, at) for k, at in sample.items()]
         z = torch.cat([p[0][:, 0] for p in parts])
         t = torch.cat([p[1] for p in parts])
-        solution = solve_dual(z, t, prior[0], bias[0], self.settings.ridge, intercept=intercept)
-        made = (z @ solution.weight.to(z).T).double()
-        return solution, made.mean(0), made.var(0, unbiased=False)
+        return solve_dual(z, t, prior[0], bias[0], self.settings.ridge, intercept=intercept)
+
+    def _row_blocks(
+        self, site: Site, at_site: Site, layer: Any, sample: Mapping[int, IntArray]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of several batches at a time: adding a wide Gram matrix costs more than its rows."""
+        held: list[tuple[Tensor, Tensor]] = []
+        for number, (k, at) in enumerate(sample.items(), start=1):
+            held.append(self._rows(site, at_site, layer, k, at))
+            if sum(len(z) for z, _ in held) >= FEWEST_ROWS or number == len(sample):
+                yield torch.cat([z for z, _ in held]), torch.cat([t for _, t in held])
+                held.clear()
 
     def _rows(
         self, site: Site, at_site: Site, layer: Any, batch: int, at: IntArray
@@ -377,13 +383,3 @@ def _owners_rows(value: Tensor, own: IntArray) -> Tensor:
         return picked
     low = value.mean(1, keepdim=True).expand_as(picked)
     return torch.where(torch.from_numpy(own >= 0).to(value.device), picked, low)
-
-
-def _output_moments(gram: Gram, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of W z from the sums over z."""
-    n = max(gram.rows, 1)
-    z = gram.z / n
-    covariance = gram.zz / n - z.unsqueeze(-1) * z.unsqueeze(-2)
-    mean = (weight @ z.unsqueeze(-1)).squeeze(-1)
-    variance = ((weight @ covariance) * weight).sum(-1)
-    return mean.reshape(-1), variance.reshape(-1)

@@ -15,6 +15,8 @@ from pleas_fx.errors import CalibrationError, OptionError
 Shape = tuple[int, ...]
 
 IMAGE_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values")
+MOST, FEWEST = 64, 8  # examples of a batch
+NUMBERS = 1 << 20  # of a batch's inputs: 64 images of 3x64x64, or 8 of 3x224x224
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMS = "a tensor (N, ...), batches (tensors, tuples (x, y), dicts) or PerSource of these"
 
@@ -46,12 +48,14 @@ def collect(
     data: object,
     *,
     inputs: int = 1,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     expected: Sequence[Shape] | None = None,
     dtype: torch.dtype | None = None,
     sources: int | None = None,
 ) -> Batches:
     """Read calibration data once, check it and cut it into batches of at most ``batch_size``.
+
+    Without a batch size, up to 64 small examples make a batch, and as few as 8 large ones.
 
     Args:
         data: a tensor or array (N, …), an iterable of batches (tensor; tuple (x, y, …), of which
@@ -63,7 +67,7 @@ def collect(
     Raises:
         CalibrationError: naming the batch and what is wrong with it.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, not {batch_size}")
     reader = _Reader(inputs, batch_size, None if expected is None else list(expected), dtype)
     if not isinstance(data, PerSource):
@@ -88,7 +92,7 @@ class _Reader:
     """One pass over the data; ``shapes`` is fixed by the first batch when not given."""
 
     inputs: int
-    batch_size: int
+    batch_size: int | None
     shapes: list[Shape] | None
     dtype: torch.dtype | None
 
@@ -99,7 +103,8 @@ class _Reader:
             tensors = self._tensors(item, f"calibration batch {number}{where}")
             if not held:  # a loader may write every batch into the same buffer
                 tensors = tuple(t.clone() for t in tensors)
-            yield from zip(*(torch.split(t, self.batch_size) for t in tensors), strict=True)
+            size = self.batch_size or _fitting(tensors)
+            yield from zip(*(torch.split(t, size) for t in tensors), strict=True)
         if number < 0:
             raise CalibrationError(f"calibration data{where} is empty: no batches")
 
@@ -152,6 +157,12 @@ class _Reader:
                 raise CalibrationError(
                     f"{which} has shape {_show(shape)}, expected {_show(tuple(wanted))}"
                 )
+
+
+def _fitting(tensors: Sequence[Tensor]) -> int:
+    """Examples whose activations roughly stay in a processor's cache from layer to layer."""
+    example = sum(t[0].numel() for t in tensors)
+    return int(np.clip(NUMBERS // max(example, 1), FEWEST, MOST))
 
 
 def _iterated(data: Iterable[object], where: str) -> Iterator[object]:

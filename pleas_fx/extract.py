@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from pleas_fx.ir import GroupId, IntArray, Layout
 from pleas_fx.permuting import occurrences
+from pleas_fx.unfold import rows_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,9 @@ class Extractor:
     def rows(self, value: Tensor, sample: Callable[[int], Tensor] | None = None) -> Tensor:
         """(rows, channels); ``sample`` picks positions, given how many there are."""
         rest = [d for d in range(value.dim()) if d not in self.dims]
-        flat = value.permute(*rest, *self.dims).reshape(
-            -1, int(np.prod([value.shape[d] for d in self.dims]))
-        )
-        if sample is not None:
-            flat = flat.index_select(0, sample(len(flat)))
+        total = int(np.prod([value.shape[d] for d in rest]))
+        chosen = torch.arange(total) if sample is None else sample(total)
+        flat = rows_at(value.permute(*rest, *self.dims), len(self.dims), chosen).flatten(1)
         picked = flat[:, self.index.reshape(-1).to(value.device)]
         return picked.reshape(-1, self.index.shape[1])
 

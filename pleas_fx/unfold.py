@@ -64,8 +64,16 @@ def _prepared(layer: Any, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
 def output_rows(module: nn.Module, y: Tensor, at: IntArray) -> Tensor:
     """(rows, channels) of an output at positions; channels last for linear layers."""
     channel = y.dim() - 1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
-    flat = y.movedim(channel, -1).reshape(-1, y.shape[channel])
-    return flat[torch.from_numpy(at).to(y.device)]
+    return rows_at(y.movedim(channel, -1), 1, torch.from_numpy(at))
+
+
+def rows_at(value: Tensor, last: int, at: Tensor) -> Tensor:
+    """(rows, *the last dims): entries of a view at flat positions of its leading dims.
+
+    A copy of the chosen rows only; flattening a permuted activation would copy all of it.
+    """
+    index = torch.unravel_index(at.to(value.device), value.shape[: value.dim() - last])
+    return value[index] if index else value.unsqueeze(0)[at]
 
 
 def output_positions(module: nn.Module, shape: torch.Size) -> int:

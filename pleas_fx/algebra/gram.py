@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import CHUNK, at_least_float32
+from pleas_fx.algebra.moments import CHUNK, at_least_float32, square
 
 
 class Central(NamedTuple):
@@ -79,7 +79,7 @@ class Gram:
             self.square += (z * z).sum(-2, keepdim=True, dtype=torch.float64)
             self.cross += (z * t).sum(-2, keepdim=True, dtype=torch.float64)
         else:
-            self.square += (z.mT @ z).double()
+            self.square += square(z)
             self.cross += (z.mT @ t).double()
         self.power += t.square().sum(-2, dtype=torch.float64)
         self.z_sum += z.sum(-2, dtype=torch.float64)

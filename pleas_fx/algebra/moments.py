@@ -7,7 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PANEL = 256  # columns of one product
 CHUNK = 16384  # rows of one product: bounds memory, and float32 sums stay short
+
+
+def square(rows: Tensor) -> Tensor:
+    """rowsᵀ rows (…, k, k) in float64, from products in the rows' precision.
+
+    A matrix product computes both triangles; wide ones are cut into panels, and those below the
+    diagonal are mirrored (a quarter fewer FLOPs for two panels, near half for many).
+    """
+    k = rows.shape[-1]
+    if k < 2 * PANEL:
+        return (rows.mT @ rows).double()
+    result = rows.new_empty(*rows.shape[:-2], k, k, dtype=torch.float64)
+    for start in range(0, k, PANEL):
+        stop = min(start + PANEL, k)
+        panel = rows[..., start:stop].mT @ rows[..., start:]
+        result[..., start:stop, start:] = panel
+        result[..., stop:, start:stop] = panel[..., stop - start :].mT
+    return result
 
 
 @dataclass(slots=True)
@@ -35,7 +54,7 @@ class Moments:
         for start in range(0, len(rows), CHUNK):
             centred = rows[start : start + CHUNK] - self.shift
             self.total += centred.sum(0, dtype=torch.float64)
-            self.square += (centred.T @ centred).double()
+            self.square += square(centred)
         self.count += len(rows)
 
     def merge(self, other: Moments) -> None:

@@ -9,7 +9,7 @@ All tensors may have leading batch dims: one problem for every convolution group
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Solution:
     bias: Tensor  # (…, m) float64
     unexplained: Tensor  # (…, m): mean squared residual
     variance: Tensor  # (…, m): of the target
+    output_mean: Tensor  # (…, m): of W z, without the bias
+    output_variance: Tensor  # (…, m)
     rows: int
     condition: float  # estimate for the damped system, the worst of a batch
     rank: int  # of the damped system, the least of a batch
@@ -52,14 +54,15 @@ class Solution:
         return torch.where(self.variance > 0, share, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Inverse:
-    """(A + λ)⁻¹ B and what became of it."""
+class _Found(NamedTuple):
+    """How a system was solved: the last fields of a solution."""
 
-    value: Tensor
     condition: float
     rank: int
     status: Status
+
+
+_KEPT = _Found(1.0, 0, "prior")
 
 
 def solve(
@@ -74,18 +77,24 @@ def solve(
         return _empty(prior, prior_bias)
     c = gram.central()
     zz, zt, tt = (c.zz, c.zt, c.tt) if intercept else _about(c, prior_bias)
-    start = tt - 2 * (prior * zt.mT).sum(-1) + ((prior @ zz) * prior).sum(-1)
+    seen = prior @ zz
+    power = (seen * prior).sum(-1)
+    start = tt - 2 * (prior * zt.mT).sum(-1) + power
     if _is_exact(start, c.tt + c.t.square(), gram.eps):
-        bias = c.t - (prior @ c.z.unsqueeze(-1)).squeeze(-1) if intercept else prior_bias
-        return Solution(prior, bias, start.clamp_min(0), c.tt, gram.rows, 1.0, 0, "prior")
-    level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
-    found = _invert(zz, ridge * level, zt - zz @ prior.mT, gram.eps)
-    weight = prior + found.value.mT
-    bias = c.t - (weight @ c.z.unsqueeze(-1)).squeeze(-1) if intercept else prior_bias
-    left = tt - 2 * (weight * zt.mT).sum(-1) + ((weight @ zz) * weight).sum(-1)
-    return Solution(
-        weight, bias, left.clamp_min(0), c.tt, gram.rows, found.condition, found.rank, found.status
-    )
+        found, difference, left = _KEPT, torch.zeros_like(prior), start
+    else:
+        level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
+        missing = zt.mT - seen
+        found, difference = _invert(zz, ridge * level, missing.mT, gram.eps)
+        change = difference @ zz
+        left = start - 2 * (difference * missing).sum(-1) + (difference * change).sum(-1)
+        power = power + (difference * (2 * seen + change)).sum(-1)
+    weight = prior + difference
+    mean = (weight @ c.z.unsqueeze(-1)).squeeze(-1)
+    bias = c.t - mean if intercept else prior_bias
+    spread = power if intercept else power - mean.square()
+    left, spread = left.clamp_min(0), spread.clamp_min(0)
+    return Solution(weight, bias, left, c.tt, mean, spread, gram.rows, *found)
 
 
 def solve_on(
@@ -126,23 +135,39 @@ def solve_dual(
     centred = z - z_mean.to(z)
     left = t.double() - (t_mean if intercept else prior_bias) - (centred @ prior.to(z).T).double()
     if _is_exact(left.square().mean(0), t.double().square().mean(0), torch.finfo(z.dtype).eps):
-        bias = t_mean - prior @ z_mean if intercept else prior_bias
-        variance = t.double().var(0, unbiased=False)
-        return Solution(prior, bias, left.square().mean(0), variance, rows, 1.0, 0, "prior")
+        found, difference, left_over = _KEPT, torch.zeros_like(prior), left.square().mean(0)
+    else:
+        found, difference, left_over = _from_rows(centred, left, ridge, intercept)
+    weight = prior + difference
+    bias = t_mean - weight @ z_mean if intercept else prior_bias
+    made = (z @ weight.to(z).T).double()
+    return Solution(
+        weight,
+        bias,
+        left_over,
+        t.double().var(0, unbiased=False),
+        made.mean(0),
+        made.var(0, unbiased=False),
+        rows,
+        *found,
+    )
+
+
+def _from_rows(
+    centred: Tensor, left: Tensor, ridge: float, intercept: bool
+) -> tuple[_Found, Tensor, Tensor]:
+    """Difference to the prior (m, k) and what it leaves of ``left`` (m,), by the rows' kernel."""
+    rows, unknowns = centred.shape
     kernel = (centred @ centred.T).double() / rows
-    damping = ridge * kernel.diagonal().sum() / z.shape[1]
+    damping = ridge * kernel.diagonal().sum() / unknowns
     if intercept:  # a constant is in no column: lift it, which changes no solution
         left = left - left.mean(0)
         kernel = kernel + kernel.diagonal().mean() / rows
-    found = _invert(kernel, damping, left, torch.finfo(z.dtype).eps)
-    difference = (centred.T @ (found.value / rows).to(z)).double().T
-    weight = prior + difference
-    remaining = left - (centred @ difference.to(z).T).double()
-    bias = t_mean - weight @ z_mean if intercept else prior_bias
-    variance = t.double().var(0, unbiased=False)
-    rank = min(max(found.rank - int(intercept), 0), z.shape[1])
-    left_over = remaining.square().mean(0)
-    return Solution(weight, bias, left_over, variance, rows, found.condition, rank, found.status)
+    found, solved = _invert(kernel, damping, left, torch.finfo(centred.dtype).eps)
+    difference = (centred.T @ (solved.T / rows).to(centred)).double().T
+    remaining = left - (centred @ difference.to(centred).T).double()
+    rank = min(max(found.rank - int(intercept), 0), unknowns)
+    return found._replace(rank=rank), difference, remaining.square().mean(0)
 
 
 def _is_exact(left: Tensor, moment: Tensor, eps: float) -> bool:
@@ -152,7 +177,8 @@ def _is_exact(left: Tensor, moment: Tensor, eps: float) -> bool:
 
 def _empty(prior: Tensor, prior_bias: Tensor) -> Solution:
     nothing = torch.zeros_like(prior_bias)
-    return Solution(prior, prior_bias, nothing, nothing, 0, float("nan"), 0, "empty")
+    empty = _Found(float("nan"), 0, "empty")
+    return Solution(prior, prior_bias, nothing, nothing, nothing, nothing, 0, *empty)
 
 
 def _about(c: Central, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,8 +187,8 @@ def _about(c: Central, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return c.zz + outer(c.z, c.z), c.zt + outer(c.z, offset), c.tt + offset.square()
 
 
-def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> _Inverse:
-    """(matrix (…, k, k) + damping (…))⁻¹ right; ``eps``: relative accuracy of the matrix.
+def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> tuple[_Found, Tensor]:
+    """((matrix (…, k, k) + damping (…))⁻¹ right)ᵀ; ``eps``: relative accuracy of the matrix.
 
     The share of a column's variance that the columns before it leave (the squared pivot over the
     diagonal) doesn't depend on scales; below ``4 eps`` it is rounding, and Cholesky's result is
@@ -182,11 +208,13 @@ def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> _Inve
     if bool(good.all()):
         condition = float((pivots.amax(-1) / pivots.amin(-1)).max())
         rank = 0 if empty else size
-        return _Inverse(torch.cholesky_solve(right, factor), condition, rank, "cholesky")
+        return _Found(condition, rank, "cholesky"), torch.cholesky_solve(right, factor).mT
     return _truncated(matrix, damping, right, tolerance)
 
 
-def _truncated(matrix: Tensor, damping: Tensor, right: Tensor, tolerance: float) -> _Inverse:
+def _truncated(
+    matrix: Tensor, damping: Tensor, right: Tensor, tolerance: float
+) -> tuple[_Found, Tensor]:
     """Nothing along eigenvectors whose eigenvalue is below ``tolerance`` times the largest."""
     values, vectors = torch.linalg.eigh(matrix)
     top = values.amax(-1, keepdim=True).clamp_min(1e-300)
@@ -196,4 +224,4 @@ def _truncated(matrix: Tensor, damping: Tensor, right: Tensor, tolerance: float)
     result = vectors @ (scale.unsqueeze(-1) * (vectors.mT @ right))
     least = torch.where(keep, damped, torch.inf).amin(-1)
     condition = float((damped.amax(-1) / least).max())
-    return _Inverse(result, condition, int(keep.sum(-1).min()), "truncated")
+    return _Found(condition, int(keep.sum(-1).min()), "truncated"), result.mT
