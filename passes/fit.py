@@ -31,7 +31,7 @@ class Fit:
 
     name: str = "fit"
     ridge: float = 1e-4
-    rows_per_unknown: int = 16
+    rows_per_unknown: int = 8
     memory: int = MEMORY
     seed: int = 0
 

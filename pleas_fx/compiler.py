@@ -43,7 +43,7 @@ class Options:
     method: str = "pleas"
     seed: int = 0
     ridge: float = 1e-4
-    rows_per_unknown: int = 16
+    rows_per_unknown: int = 8
 
 
 @dataclass(slots=True)

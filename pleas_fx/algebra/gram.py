@@ -130,10 +130,10 @@ class Gram:
         """Means, and second moments about them."""
         n = max(self.rows, 1)
         z, t = self.z_sum / n, self.t_sum / n
-        zz = self.square / n - outer(z, z)
+        zz = (self.square / n).sub_(outer(z, z))
         zt = self.cross / n - outer(z, t)
         tt = (self.power / n - t.square()).clamp_min(0)
-        return Central((zz + zz.mT) / 2, zt, tt, z + self.z_shift, t + self.t_shift)
+        return Central(zz, zt, tt, z + self.z_shift, t + self.t_shift)
 
     @property
     def z(self) -> Tensor:

@@ -195,10 +195,10 @@ def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> tuple
     replaced by a truncated eigendecomposition.
     """
     size = matrix.shape[-1]
-    eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     # A matrix of zeros needs some positive damping to be factored; its right side is zero too.
     floor = torch.where(matrix.diagonal(dim1=-2, dim2=-1).amax(-1) > 0, 0.0, 1.0)
-    damped = matrix + (damping + floor)[..., None, None] * eye
+    damped = matrix.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_((damping + floor).unsqueeze(-1))
     factor, info = torch.linalg.cholesky_ex(damped)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     shares = pivots / damped.diagonal(dim1=-2, dim2=-1)
