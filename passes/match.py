@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
 
 from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.assignment import consistent
-from pleas_fx.algebra.moments import concordance, correlation
+from pleas_fx.algebra.moments import Moments, concordance, cross_correlation
 from pleas_fx.ir import (
     Axis,
     FloatArray,
@@ -69,43 +70,50 @@ def match_activations(symmetry: Symmetry, statistics: Statistics) -> Matching:
     sources = statistics.sources
     base = identity_matching(symmetry, sources)
     partner, similarity = dict(base.partner), dict(base.similarity)
-    correlations = {g.id: _correlation(g, statistics) for g in planned_groups(symmetry)}
+    places = {
+        g.id: _Places([p.moments for p in statistics.points(g.id)], g.size, sources)
+        for g in planned_groups(symmetry)
+    }
     for family in families(symmetry.groups):
         pairs = {
-            (s, t): [_block(correlations[g.id], s, t, g.size) for g in family]
-            for s in range(sources)
-            for t in range(s + 1, sources)
+            pair: [places[g.id].score(*pair) for g in family]
+            for pair in combinations(range(sources), 2)
         }
         count = family[0].blocks.count if family[0].blocks else None
         for group, found in zip(family, consistent(pairs, sources, count), strict=True):
             partner[group.id] = found
     for group in planned_groups(symmetry):
-        similarity[group.id] = _agreement(correlations[group.id], partner[group.id])
+        similarity[group.id] = places[group.id].agreement(partner[group.id])
     return Matching(partner, similarity)
 
 
-def _correlation(group: Group, statistics: Statistics) -> FloatArray:
-    """Mean correlation matrix over the places where a group was observed."""
-    n = group.size * statistics.sources
-    total = np.zeros((n, n))
-    points = statistics.points(group.id)
-    for point in points:
-        covariance = point.moments.covariance
-        total += correlation(covariance).numpy()
-        total += TIE * concordance(covariance, point.moments.mean).numpy()
-    return total / max(len(points), 1)
+class _Places:
+    """Where a group was observed: mean similarities of two sources' channels, over all places."""
 
+    def __init__(self, moments: Sequence[Moments], size: int, sources: int) -> None:
+        self.moments, self.size, self.sources = moments, size, sources
+        self.correlation = {
+            pair: self._mean(cross_correlation, *pair) for pair in combinations(range(sources), 2)
+        }
 
-def _block(matrix: FloatArray, s: int, t: int, n: int) -> FloatArray:
-    return matrix[s * n : (s + 1) * n, t * n : (t + 1) * n]
+    def score(self, s: int, t: int) -> FloatArray:
+        """Correlation, and for ties a little concordance."""
+        return self.correlation[s, t] + TIE * self._mean(concordance, s, t)
 
+    def agreement(self, partner: IntArray) -> FloatArray:
+        """Mean over pairs of sources of the correlation of matched channels."""
+        found = [block[partner[s], partner[t]] for (s, t), block in self.correlation.items()]
+        return np.asarray(np.mean(found, axis=0))
 
-def _agreement(matrix: FloatArray, partner: IntArray) -> FloatArray:
-    """Mean over pairs of sources of the correlation of matched channels."""
-    sources, n = partner.shape
-    pairs = [(s, t) for s in range(sources) for t in range(s + 1, sources)]
-    found = [_block(matrix, s, t, n)[partner[s], partner[t]] for s, t in pairs]
-    return np.asarray(np.mean(found, axis=0))
+    def _mean(
+        self, measure: Callable[[Moments, slice, slice], torch.Tensor], s: int, t: int
+    ) -> FloatArray:
+        n = self.size
+        total = np.zeros((n, n))
+        for moments in self.moments:
+            block = measure(moments, slice(s * n, (s + 1) * n), slice(t * n, (t + 1) * n))
+            total += block.cpu().numpy()
+        return total / max(len(self.moments), 1)
 
 
 def match_weights(programs: Sequence[Program], symmetry: Symmetry) -> Matching:

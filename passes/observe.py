@@ -102,6 +102,7 @@ class _Sums:
         self.extractors: dict[tuple[str, GroupId], list[Extractor]] = {}
         self.moments: dict[tuple[str, GroupId], Moments] = {}
         self.quota: dict[tuple[str, GroupId], int] = {}
+        self.held: dict[tuple[str, GroupId], list[Tensor]] = {}
         sizes = {g.id: g.size for g in planned_groups(symmetries[0])}
         for key in {(n, g) for kind in self.wanted for g, nodes in kind.items() for n in nodes}:
             found = [extractor(s.layout, *key) for s in symmetries]
@@ -143,9 +144,24 @@ class _Sums:
 
             Runner(program.module, see).run(*batch)
         for key, parts in rows.items():
-            self.moments[key].add(torch.cat(parts, 1).float().cpu())
+            self._hold(key, torch.cat(parts, 1).float().cpu())
+
+    def _hold(self, key: tuple[str, GroupId], part: Tensor) -> None:
+        """Add rows when there are many: a wide second moment costs more to add up than its rows.
+
+        What waits is at most a quarter of the sums themselves.
+        """
+        held = self.held.setdefault(key, [])
+        held.append(part)
+        if 2 * sum(len(p) for p in held) >= part.shape[1]:
+            self.moments[key].add(torch.cat(self.held.pop(key)))
 
     def result(self) -> Statistics:
+        """The sums over all batches."""
+        for key, held in self.held.items():
+            self.moments[key].add(torch.cat(held))
+        self.held.clear()
+
         def collect(wanted: Mapping[GroupId, Sequence[str]]) -> dict[GroupId, tuple[Point, ...]]:
             return {
                 g: tuple(Point(n, self.moments[n, g]) for n in nodes if (n, g) in self.moments)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import Moments, correlation
+from pleas_fx.algebra.moments import Moments, concordance, correlation, cross_correlation, square
 
 ROWS, SIZE = 210, 7
 TIGHT = ROWS * torch.finfo(torch.float64).eps  # rounding of a float64 sum of ROWS terms of order 1
@@ -191,3 +191,35 @@ def test_float32_sums_without_a_shift_would_lose_the_covariance() -> None:
     mean, covariance = reference(rows)
     naive = (rows.T @ rows).double() / ROWS - torch.outer(mean, mean)
     assert distance(naive, covariance) > 0.01
+
+
+def test_a_block_of_correlations_is_cut_from_all_of_them() -> None:
+    """Rows and columns may be any two ranges."""
+    moments = streamed(torch.randn(50, 7, dtype=torch.float64), 3)
+    block = cross_correlation(moments, slice(1, 4), slice(2, 7))
+    assert distance(block, moments.correlation()[1:4, 2:7]) < TIGHT
+
+
+def test_concordance_tells_multiples_and_shifts_apart_where_correlation_cannot() -> None:
+    """1 for an equal variable only; a scaled or shifted one correlates perfectly all the same."""
+    x = torch.randn(400, dtype=torch.float64)
+    moments = streamed(torch.stack([x, x, 3 * x, x + 2], 1), 4)
+    everything = slice(0, 4)
+    found = concordance(moments, everything, everything)[0]
+    assert abs(float(found[1]) - 1) < TIGHT
+    assert float(found[2:].max()) < 0.7
+    assert float(moments.correlation()[0].min()) > 1 - TIGHT
+
+
+def test_concordance_of_constants_says_whether_they_are_equal() -> None:
+    """Neither varies: 1 for equal means, else 0."""
+    moments = streamed(torch.tensor([[2.0, 2.0, 5.0]]).repeat(6, 1).double(), 2)
+    found = concordance(moments, slice(0, 1), slice(1, 3))
+    assert found.tolist() == [[1.0, 0.0]]
+
+
+def test_wide_squares_are_those_of_one_product() -> None:
+    """Panels and mirrored blocks give the whole product; also in a batch."""
+    rows = torch.randn(2, 9, 1100, dtype=torch.float64)
+    found = square(rows)
+    assert distance(found, rows.mT @ rows) < TIGHT

@@ -116,12 +116,28 @@ def correlation(covariance: Tensor, eps: float = 1e-12) -> Tensor:
     return covariance * inverse[:, None] * inverse[None, :]
 
 
-def concordance(covariance: Tensor, mean: Tensor) -> Tensor:
-    """Lin's concordance of a covariance (n, n) and means (n,): 1 only between equal variables.
+def cross_correlation(moments: Moments, rows: slice, columns: slice, eps: float = 1e-12) -> Tensor:
+    """(rows, columns): a block of :func:`correlation`, without the rest."""
+    covariance, variance, _ = _block(moments, rows, columns)
+    floor = eps * variance.max().clamp_min(1e-300)
+    inverse = torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), 0.0)
+    return covariance * inverse[rows, None] * inverse[columns]
+
+
+def concordance(moments: Moments, rows: slice, columns: slice) -> Tensor:
+    """(rows, columns): Lin's concordance, 1 only between equal variables (Lin, 1989).
 
     2 cov / (var + var + (mean - mean)²); where neither varies, 1 for equal means, else 0.
     """
-    variance = covariance.diagonal().clamp_min(0)
-    gap = (mean[:, None] - mean[None, :]).square()
-    total = variance[:, None] + variance[None, :] + gap
+    covariance, variance, mean = _block(moments, rows, columns)
+    total = variance[rows, None] + variance[columns] + (mean[rows, None] - mean[columns]).square()
     return torch.where(total > 0, 2 * covariance / total.clamp_min(1e-300), 1.0)
+
+
+def _block(moments: Moments, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariances of a block; variances and means of everything."""
+    n = max(moments.count, 1)
+    base = moments.total / n
+    variance = (moments.square.diagonal() / n - base.square()).clamp_min(0)
+    covariance = moments.square[rows, columns] / n - torch.outer(base[rows], base[columns])
+    return covariance, variance, moments.mean
