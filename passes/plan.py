@@ -239,7 +239,7 @@ def _free(
     options = [
         option
         for k, path in enumerate(paths)
-        for option in _path_options(path, k, units, problem.unit, sources)
+        for option in _path_options(path, k, units, min(g.size for g in family) // units, sources)
     ]
     if any(math.isfinite(s) for _, s in prices):
         options.append(Option(_apart(sources), 0.0, APART, 0))
@@ -262,14 +262,15 @@ def _merged(sources: int) -> FloatArray:
     return np.array([1.0] + [0.0] * sources)
 
 
-def _path_options(path: Path, index: int, units: int, unit: int, sources: int) -> list[Option]:
+def _path_options(path: Path, index: int, units: int, inner: int, sources: int) -> list[Option]:
+    """Prefixes of a path; ``inner``: channels of a unit in the family's smallest group."""
     kinds = np.arange(-1, sources)
     running = np.cumsum(path.kind[:, None] == kinds[None, :], axis=0)
     lengths = np.unique(np.linspace(min(1, len(path)), len(path), STEPS).round().astype(int))
     options = []
     for length in lengths[lengths > 0]:
         counts = running[length - 1]
-        if _allowed(counts * unit):
+        if _allowed(counts * inner):
             options.append(Option(counts / units, float(path.error[length]), index, int(length)))
     return options
 

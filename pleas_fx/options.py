@@ -78,24 +78,31 @@ class _Solver:
 
     def solve(self, budget: float) -> tuple[list[int], float]:
         best: list[int] | None = None
-        cheapest = self._descend(self._starts()[0], 1e12)
         for start in self._starts():
             found = self._bisect(start, budget)
             if found is not None and (best is None or self.error(found) < self.error(best)):
                 best = found
         if best is None:
-            return cheapest, self.model.total(self.x(cheapest))
+            best = self._cheapest()
+            return best, self.model.total(self.x(best))
         best = self._fill(best, budget)
         return best, self.model.total(self.x(best))
 
-    def _starts(self) -> list[list[int]]:
-        """All merged as far as possible, nothing merged, and the middle of every path."""
-        kinds = sorted({o.path for d in self.decisions for o in d.options})
-        return [[self._typical(d, kind) for d in self.decisions] for kind in kinds]
+    def _cheapest(self) -> list[int]:
+        """Costs alone: descents end in different places, since they are bilinear in the widths."""
+        starts = [*self._starts(), *self._starts(shortest=True)]
+        found = [self._descend(start, 1e12) for start in starts]
+        return min(found, key=lambda choice: self.model.total(self.x(choice)))
 
-    def _typical(self, decision: Decision, kind: int) -> int:
+    def _starts(self, *, shortest: bool = False) -> list[list[int]]:
+        """All merged, nothing merged, and the middle (or the first option) of every path."""
+        kinds = sorted({o.path for d in self.decisions for o in d.options})
+        at = 0.0 if shortest else 0.5
+        return [[self._typical(d, kind, at) for d in self.decisions] for kind in kinds]
+
+    def _typical(self, decision: Decision, kind: int, at: float) -> int:
         own = [k for k, o in enumerate(decision.options) if o.path == kind]
-        return own[len(own) // 2] if own else 0
+        return own[int(len(own) * at)] if own else 0
 
     def _bisect(self, start: list[int], budget: float) -> list[int] | None:
         low, high = 1e-9, 1e6

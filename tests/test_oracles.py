@@ -94,7 +94,9 @@ def test_a_network_merged_with_itself_keeps_its_function(name: str) -> None:
 
 @pytest.mark.parametrize("resource", ["flops", "params"])
 @pytest.mark.parametrize("budget", [0.5, 1.25])
-@pytest.mark.parametrize("name", ["narrow_resnet", "densenet", "mobilenet_v2", "unet", "resnext"])
+@pytest.mark.parametrize(
+    "name", ["narrow_resnet", "densenet", "mobilenet_v2", "unet", "resnext", "separable"]
+)
 def test_the_emitted_network_is_within_its_budget(name: str, budget: float, resource: str) -> None:
     """Oracle 7, counted on the emitted graph; and the budget is used."""
     network = NETWORKS[name]
