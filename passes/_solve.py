@@ -166,6 +166,7 @@ class Fitter:
                 unknowns,
                 solution.condition,
                 solution.rank,
+                solution.status,
             )
         )
 

@@ -140,7 +140,13 @@ def _fit(
         if free:
             layer.bias.copy_(solution.bias.reshape(-1))
     return LayerFit(
-        site.module, solution.residual, total, unknowns, solution.condition, solution.rank
+        site.module,
+        solution.residual,
+        total,
+        unknowns,
+        solution.condition,
+        solution.rank,
+        solution.status,
     )
 
 

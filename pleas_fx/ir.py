@@ -263,6 +263,7 @@ class LayerFit:
     unknowns: int
     condition: float
     rank: int
+    status: str = "cholesky"  # "prior": the sources' average was exact already and stays
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,16 @@ def test_memberships_of_three_sources_have_their_own_colours() -> None:
     assert len(set(styles)) == 7
 
 
+def test_a_layer_that_was_exact_is_not_called_deficient() -> None:
+    """Its weights stayed: the rank of a system that nobody solved says nothing."""
+    kept = LayerFit("kept", 0.0, 100, 9, 1.0, 0, "prior")
+    short = LayerFit("short", 0.1, 100, 9, 1.0, 7, "truncated")
+    assert [row.rank for row in view.layer_rows([kept, short])] == [
+        "exact already",
+        "7 (deficient)",
+    ]
+
+
 def test_figures_that_do_not_exist_are_a_dash() -> None:
     """NaN and infinity never reach the page, nor the style of a bar."""
     odd = LayerFit("x", float("inf"), 0, 0, float("inf"), 0)

@@ -199,9 +199,15 @@ def layer_rows(layers: Sequence[LayerFit]) -> list[LayerRow]:
     return [_layer_row(layer, largest) for layer in layers]
 
 
+def _rank(layer: LayerFit) -> str:
+    if layer.status == "prior":
+        return "exact already"
+    deficient = layer.rank < layer.unknowns and layer.rows > 0
+    return f"{layer.rank:,}" + (" (deficient)" if deficient else "")
+
+
 def _layer_row(layer: LayerFit, largest: float) -> LayerRow:
     residual = layer.residual if math.isfinite(layer.residual) else 0.0
-    deficient = layer.rank < layer.unknowns and layer.rows > 0
     return LayerRow(
         name=layer.name,
         residual=number(layer.residual),
@@ -209,7 +215,7 @@ def _layer_row(layer: LayerFit, largest: float) -> LayerRow:
         style="good" if residual < 0.1 else "fair" if residual < 0.4 else "poor",
         rows=f"{layer.rows:,}",
         unknowns=f"{layer.unknowns:,}",
-        rank=f"{layer.rank:,}" + (" (deficient)" if deficient else ""),
+        rank=_rank(layer),
         condition=number(layer.condition),
     )
 
