@@ -1,0 +1,196 @@
+"""Fitting: one walk over the graph, bounded memory, and weights that no others beat (oracle 5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from passes import _lockstep
+from passes._solve import Settings
+from passes.fit import Fitted, fit
+from passes.rewrite import Rewritten
+from pleas_fx.budget import Budget
+from pleas_fx.calibration import Batches, collect
+from pleas_fx.compiler import Clock, Options, Prepared, decide, look, prepare
+from tests.merging import doubled, outputs, precise
+from tests.networks import NETWORKS
+
+NETWORK = NETWORKS["narrow_resnet"]
+NO_RIDGE = 1e-13
+
+
+@cache
+def data() -> Batches:
+    """Calibration data, in several batches."""
+    (images,) = doubled(NETWORK.batch(60, seed=4))
+    return collect(images, batch_size=20)
+
+
+@cache
+def sources() -> tuple[nn.Module, ...]:
+    """Two independent networks."""
+    return tuple(precise(NETWORK, 0, 1))
+
+
+def rewritten(width: float) -> tuple[Prepared, Rewritten]:
+    """A planned network with block averages for weights."""
+    inputs = doubled(NETWORK.inputs())
+    options, clock = Options(Budget(width=width)), Clock()
+    prepared = prepare(sources(), inputs, options, clock)
+    observed = look(prepared, data(), options, clock)
+    return prepared, decide(prepared, observed, inputs, options, clock)[1]
+
+
+def fitted(width: float, ridge: float = 1e-4, **options: Any) -> tuple[Rewritten, Fitted]:
+    """The same, fitted on every row there is."""
+    prepared, network = rewritten(width)
+    settings = Settings(ridge, 10**6, 0, data().owners, frozenset())
+    return network, fit(prepared.programs, network, data().batches, settings, **options)
+
+
+def read_by(network: fx.GraphModule, layer: str) -> Tensor:
+    """What a layer reads, over all batches."""
+    node = next(n for n in network.graph.nodes if n.target == layer)
+    rows: list[Tensor] = []
+    keep = network.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args: rows.append(args[0])
+    )
+    with torch.no_grad():
+        for batch in data().batches:
+            network(*batch)
+    keep.remove()
+    assert node.op == "call_module"
+    return torch.cat(rows)
+
+
+def answers(source: int) -> Tensor:
+    """A source's outputs, over all batches."""
+    return torch.cat([outputs(sources()[source], batch)[0] for batch in data().batches])
+
+
+def heads(network: Rewritten) -> list[tuple[int, str]]:
+    """The last layer of every source."""
+    return [(int(s.membership).bit_length() - 1, s.module) for s in network.sites if s.node == "fc"]
+
+
+def test_a_fitted_head_is_the_least_squares_solution_of_numpy() -> None:
+    """On the merged network's own activations, towards the source's outputs."""
+    network, _ = fitted(1.0, NO_RIDGE)
+    assert len(heads(network)) == 2
+    for source, layer in heads(network):
+        z = read_by(network.module, layer)
+        ones = torch.cat([z, torch.ones(len(z), 1, dtype=z.dtype)], 1)
+        expected = np.linalg.lstsq(ones.numpy(), answers(source).numpy(), rcond=None)[0].T
+        found = network.module.get_submodule(layer)
+        assert isinstance(found, nn.Linear)
+        both = torch.cat([found.weight, found.bias[:, None]], 1).detach().numpy()
+        assert np.abs(both - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_no_other_weights_of_a_head_leave_less() -> None:
+    """Neither the block average nor weights nearby; the control: the average leaves a fifth more."""
+    network, _ = fitted(1.0, NO_RIDGE)
+    _, unfitted = rewritten(1.0)
+    generator = torch.Generator().manual_seed(0)
+    for source, layer in heads(network):
+        z, target = read_by(network.module, layer), answers(source)
+        best, average = (n.module.get_submodule(layer) for n in (network, unfitted))
+        least = _left(best, z, target)
+        assert _left(average, z, target) > 1.1 * least
+        for _ in range(10):
+            assert _left(_nudged(best, generator), z, target) > least
+
+
+def _left(layer: nn.Module, z: Tensor, target: Tensor) -> float:
+    with torch.no_grad():
+        return float((layer(z) - target).square().sum())
+
+
+def _nudged(layer: nn.Module, generator: torch.Generator) -> nn.Module:
+    assert isinstance(layer, nn.Linear)
+    other = nn.Linear(layer.in_features, layer.out_features, dtype=torch.float64)
+    noise = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        other.weight.copy_(layer.weight + 1e-3 * noise)
+        other.bias.copy_(layer.bias)
+    return other
+
+
+def test_fitting_brings_every_output_closer_to_its_source() -> None:
+    """Half merged or thinned networks answer better than their block averages do."""
+    network, _ = fitted(1.25)
+    _, unfitted = rewritten(1.25)
+    for source in range(2):
+        errors = [_distance(n.module, source) for n in (network, unfitted)]
+        assert errors[0] < 0.6 * errors[1]
+
+
+def _distance(network: fx.GraphModule, source: int) -> float:
+    found = torch.cat([outputs(network, batch)[source] for batch in data().batches])
+    return float((found - answers(source)).norm() / answers(source).norm())
+
+
+def test_every_node_runs_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One walk: neither the sources nor the merged network start again for a layer."""
+    seen: Counter[tuple[str, str, int]] = Counter()
+    evaluate = _lockstep.Network._evaluate
+
+    def counted(self: _lockstep.Network, node: fx.Node, batch: int) -> Any:
+        seen[self.label, node.name, batch] += 1
+        return evaluate(self, node, batch)
+
+    monkeypatch.setattr(_lockstep.Network, "_evaluate", counted)
+    network, _ = fitted(1.25)
+    assert set(seen.values()) == {1}
+    nodes = [n for n in network.module.graph.nodes if n.op != "output"]
+    merged = [key for key in seen if key[0] == "merged"]
+    assert len(merged) == len(nodes) * len(data().batches)
+
+
+def test_activations_beyond_the_memory_bound_change_nothing() -> None:
+    """They go to disk and come back; the bound is kept."""
+    free, held = fitted(1.25)
+    tight, spilt = fitted(1.25, memory=held.peak_bytes // 4)
+    assert held.peak_bytes // 4 >= spilt.peak_bytes > 0
+    for key, value in free.module.state_dict().items():
+        assert torch.equal(value, tight.module.state_dict()[key])
+
+
+def test_only_live_activations_are_held() -> None:
+    """The most held at once is far less than all activations of all layers."""
+    network, held = fitted(1.25)
+    everything = _all_bytes([*sources(), network.module])
+    assert held.peak_bytes < 0.5 * everything
+
+
+def _all_bytes(networks: Sequence[nn.Module]) -> int:
+    total = 0
+    for network in networks:
+        graph = network if isinstance(network, fx.GraphModule) else fx.symbolic_trace(network)
+        for batch in data().batches:
+            for value in _Values(graph).all(*batch):
+                total += value.numel() * value.element_size()
+    return total
+
+
+class _Values(fx.Interpreter):
+    """Every value of a graph."""
+
+    def all(self, *inputs: Tensor) -> list[Tensor]:
+        self.found: list[Tensor] = []
+        with torch.no_grad():
+            self.run(*inputs)
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found.append(value)
+        return value
