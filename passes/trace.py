@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from passes._concrete import concrete_trace
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 
@@ -34,7 +36,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     Raises:
         TraceError: the model can't be traced symbolically, or fails on the example inputs.
     """
-    module = _symbolic(model)
+    module = _traced(model, tuple(inputs))
     module.graph.eliminate_dead_code()
     _drop_inplace(module)
     shapes = _run(module, tuple(inputs))
@@ -43,14 +45,29 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     return Program(module, tuple(inputs), shapes, _paths(module))
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
+def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Symbolically where that works; with known sizes where control flow asks for them."""
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    name = type(model).__name__
     try:
-        return fx.symbolic_trace(copy.deepcopy(model).eval())
+        return _attempt(f"{name} can't be traced by torch.fx", fx.symbolic_trace, model)
+    except TraceError as failure:
+        known = partial(concrete_trace, inputs=inputs)
+        return _attempt(f"{failure}; nor with known sizes", known, model)
+
+
+def _attempt(
+    what: str, tracer: Callable[[nn.Module], fx.GraphModule], model: nn.Module
+) -> fx.GraphModule:
+    try:
+        return tracer(copy.deepcopy(model).eval())
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TraceError(f"{type(model).__name__} can't be traced by torch.fx: {first}") from error
+        raise TraceError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 INPLACE_FUNCTIONS: dict[Any, Any] = {
@@ -110,8 +127,8 @@ class _Runner(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TraceError(f"{describe(n)} fails on the example inputs: {first}") from error
+            text = f"{describe(n)} fails on the example inputs: {_first_line(error)}"
+            raise TraceError(text) from error
         if isinstance(result, Tensor):
             self.shapes[n.name] = tuple(result.shape)
             source = _first(n)
