@@ -49,7 +49,8 @@ TIMM_CNN = """resnet10t starnet_s050 tinynet_e mobilenetv3_small_050 ese_vovnet1
 # Further block types of the same families.
 TIMM_BLOCKS = """resnet14t ecaresnet26t seresnet18 resnet18d resnetblur18 resnetaa34d
     resnext50_32x4d resnetrs50 resnetv2_50x1_bit repvgg_a0 gernet_s eca_resnet33ts gcresnet33ts
-    seresnet33ts regnetz_b16 nf_resnet26 dm_nfnet_f0 eca_nfnet_l0 regnety_002 regnetz_005 regnetv_040 mixnet_s
+    seresnet33ts regnetz_b16 nf_resnet26 dm_nfnet_f0 eca_nfnet_l0 regnety_002 regnetz_005
+    regnetv_040 mixnet_s
     mnasnet_small spnasnet_100 fbnetc_100 efficientnet_es efficientnet_lite0 efficientnetv2_rw_t
     gc_efficientnetv2_rw_t tf_efficientnet_cc_b0_4e mobilenetv1_100 mobilenetv2_050
     mobilenetv4_conv_small_050 lcnet_035 fbnetv3_b mobilenet_edgetpu_v2_xs cspresnet50 cspresnext50

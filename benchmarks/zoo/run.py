@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.zoo.models import MODELS
 from benchmarks.zoo.page import page
+from benchmarks.zoo.worker import work
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-SECONDS, MEMORY = 300.0, 12 << 30
 
 Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the process of one network may use."""
+
+    seconds: float = 300.0
+    memory: int = 12 << 30
 
 
 def load(path: Path) -> dict[str, Fields]:
@@ -39,23 +49,26 @@ def store(records: Iterable[Fields], folder: Path) -> None:
         os.replace(partial, folder / f"coverage.{name}")
 
 
-def measure(name: str, seconds: float, memory: int) -> Fields:
+def measure(name: str, analysis_only: bool, limits: Limits) -> Fields:
     """The record of one network, or as far as its process came within the limits."""
-    command = [sys.executable, "-m", "benchmarks.zoo.worker", name, str(memory)]
-    threads = {"OMP_NUM_THREADS": "1", **os.environ}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=threads
-    ) as process:
+    forks = multiprocessing.get_context("fork")  # the imports, done once
+    ours, theirs = forks.Pipe(duplex=False)
+    process = forks.Process(target=work, args=(name, analysis_only, limits.memory, theirs))
+    process.start()
+    theirs.close()
+    record: Fields = {"name": name, "status": "running", "errors": {}, "seconds": {}}
+    ending = f"more than {limits.seconds:.0f} s"
+    end = time.monotonic() + limits.seconds
+    while ours.poll(max(end - time.monotonic(), 0.0)):
         try:
-            out, err = process.communicate(timeout=seconds)
-            ending = f"ended with code {process.returncode}: {err.strip()[-200:]}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-            ending = f"more than {seconds:.0f} s"
-    lines = [line for line in out.splitlines() if line.startswith("{")]
-    record: Fields = json.loads(lines[-1]) if lines else {"name": name, "errors": {}, "seconds": {}}
-    if record.get("status") != "finished":
+            record = ours.recv()
+        except EOFError:
+            process.join()
+            ending = f"ended with code {process.exitcode}"
+            break
+    process.kill()
+    process.join()
+    if record["status"] == "running":
         record["status"] = ending
     return record
 
@@ -64,12 +77,23 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """What was asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="networks to measure (again); none: the rest")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for one network")
-    parser.add_argument("--memory", type=int, default=MEMORY, help="limit for one network, bytes")
+    parser.add_argument("--seconds", type=float, default=Limits().seconds, help="for one network")
+    parser.add_argument(
+        "--memory", type=int, default=Limits().memory, help="bytes, for one network"
+    )
     parser.add_argument("--total", type=float, default=float("inf"), help="stop after this long")
     parser.add_argument("--folder", type=Path, default=DOCS)
     parser.add_argument("--page", action="store_true", help="only write the page again")
     return parser.parse_args(given)
+
+
+def work_list(records: dict[str, Fields], names: list[str]) -> list[tuple[str, bool]]:
+    """Names, and whether only to analyse: every network is analysed before the first is merged."""
+    if names:
+        return [(name, False) for name in names]
+    analyse = [(name, True) for name in MODELS if name not in records]
+    merge = [n for n in MODELS if records.get(n, {}).get("status", "analysed") == "analysed"]
+    return analyse + [(name, False) for name in merge]
 
 
 def main() -> None:
@@ -78,13 +102,16 @@ def main() -> None:
     unknown = sorted(set(asked.names) - set(MODELS))
     if unknown:
         raise SystemExit(f"not in benchmarks/zoo/models.py: {', '.join(unknown)}")
+    torch.set_num_threads(1)
     records = load(asked.folder / "coverage.json")
-    todo = [] if asked.page else asked.names or [n for n in MODELS if n not in records]
-    started = time.monotonic()
-    for number, name in enumerate(todo):
-        if time.monotonic() - started > asked.total:
+    todo = [] if asked.page else work_list(records, asked.names)
+    limits, end = Limits(asked.seconds, asked.memory), time.monotonic() + asked.total
+    for number, (name, analysis_only) in enumerate(todo):
+        if time.monotonic() > end:
             break
-        records[name] = measure(name, asked.seconds, asked.memory)
+        if not analysis_only and not asked.names and records[name]["status"] != "analysed":
+            continue
+        records[name] = measure(name, analysis_only, limits)
         print(f"{number + 1}/{len(todo)} {name}: {summary(records[name])}", flush=True)
         store(records.values(), asked.folder)
     store(records.values(), asked.folder)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 import resource
-import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Record:
     """Everything found out about one network; None where a step wasn't reached or failed."""
 
     name: str
-    status: str = "running"  # finished, or what ended the process
+    status: str = "running"  # analysed, finished, or what ended the process
     shape: tuple[int, ...] | None = None
     parameters: int | None = None
     nodes: int | None = None
@@ -79,23 +79,22 @@ class Worker:
     symmetry: Symmetry | None = None
     merged: pleas_fx.MergeResult | None = None
 
-    def run(self) -> None:
-        """All steps; the later ones need the earlier."""
-        steps: tuple[Callable[[], None], ...] = (
-            self.build,
-            self.analyse,
-            self.planted,
-            self.ensemble,
-            self.merge,
-            self.onnx,
-        )
+    def run(self, analysis_only: bool) -> None:
+        """All steps; the merges need the analysis."""
+        self._run(self.build, self.analyse)
+        if self.record.errors:
+            self.record.status = "finished"
+        elif analysis_only:
+            self.record.status = "analysed"
+        else:
+            self._run(self.planted, self.ensemble, self.merge, self.onnx)
+            self.record.status = "finished"
+        self.emit(self.record)
+
+    def _run(self, *steps: Callable[[], None]) -> None:
         for step in steps:
             with self._step(step.__name__):
                 step()
-            if step.__name__ in ("build", "analyse") and self.record.errors:
-                break
-        self.record.status = "finished"
-        self.emit(self.record)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -124,6 +123,8 @@ class Worker:
 
     def analyse(self) -> None:
         """Groups, what is frozen, and the certificate; the groups' time in forward passes."""
+        if not self.sources:
+            return
         inputs = tuple(x[:EXAMPLES] for x in self.data)
         groups(trace(nn.Flatten(), inputs))  # what is imported late isn't the network's time
         program = trace(self.sources[0], inputs)
@@ -225,19 +226,9 @@ def _operator(program: Program, node: Any) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def main() -> None:
-    """Measure the network named on the command line; one JSON line after every step."""
-    name, memory = sys.argv[1], int(sys.argv[2])
+def work(name: str, analysis_only: bool, memory: int, records: Connection) -> None:
+    """What the process of one network does: send its record after every step."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     warnings.simplefilter("ignore")
-    out = sys.stdout
-    sys.stdout = sys.stderr  # exporters and models print
-
-    def emit(record: Record) -> None:
-        print(json.dumps(asdict(record)), file=out, flush=True)
-
-    Worker(Record(name), emit).run()
-
-
-if __name__ == "__main__":
-    main()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        Worker(Record(name), lambda r: records.send(asdict(r))).run(analysis_only)
