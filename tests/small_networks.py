@@ -414,6 +414,21 @@ class SharedNet(nn.Module):
         return self.fc(pooled(self.shared(x)))
 
 
+class PaddedShortcut(nn.Module):
+    """A shortcut with channels of zeros added (CIFAR ResNets), pooled over whatever is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(3, 6)
+        self.branch = nn.Sequential(conv_bn_relu(6, 10, stride=2), conv_bn(10, 10))
+        self.fc = nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + self.branch(x))
+        return self.fc(F.avg_pool2d(x, x.shape[2:]).flatten(1))
+
+
 class TwoInputNet(nn.Module):
     """Two inputs of different kinds whose features are multiplied and concatenated."""
 
