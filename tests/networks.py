@@ -228,13 +228,14 @@ _ALL = (
     _network("cnn3d", small.Cnn3d, (2, 1, 6, 6, 6)),
     _network("detector", small.Detector, (2, 3, 32, 32)),
     _network("two_inputs", small.TwoInputNet, _SMALL, (2, 4)),
-    _network("cumsum", partial(small.OrderNet, small.running_sum), _SMALL),
-    _network("sort", partial(small.OrderNet, small.sorted_channels), _SMALL),
+    _network("cumsum", partial(small.OrderNet, lambda: small.running_sum), _SMALL),
+    _network("sort", partial(small.OrderNet, lambda: small.sorted_channels), _SMALL),
+    _network("sliding_attention", partial(small.OrderNet, small.SlidingAttention), _SMALL),
 )
 
 NETWORKS: dict[str, Network] = {network.name: network for network in _ALL}
 
-ORDERED = frozenset({"cumsum", "sort"})
+ORDERED = frozenset({"cumsum", "sort", "sliding_attention"})
 """Networks with hidden channels that cannot move: an operator depends on their order."""
 
 BATCHNORM_CNNS = frozenset(
