@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from passes._concrete import concrete_trace
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
+
+SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,10 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
         TraceError: the model can't be traced symbolically, or fails on the example inputs.
     """
     module = _traced(model, tuple(inputs))
+    _drop_inplace(module)  # first: what only writes in place looks dead
     module.graph.eliminate_dead_code()
-    _drop_inplace(module)
-    shapes = _run(module, tuple(inputs))
+    shapes, result = _run(module, tuple(inputs))
+    _check(result, model, tuple(inputs))
     module.graph.lint()
     module.recompile()
     return Program(module, tuple(inputs), shapes, _paths(module))
@@ -154,21 +158,42 @@ def module_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+def _run(
+    module: fx.GraphModule, inputs: tuple[Tensor, ...]
+) -> tuple[dict[str, tuple[int, ...]], Any]:
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     required = [n for n in placeholders if not n.args]
     if not len(required) <= len(inputs) <= len(placeholders):
         raise TraceError(f"the model takes {len(required)} inputs, {len(inputs)} were given")
     runner = _Runner(module)
     with torch.no_grad():
-        runner.run(*(t.detach().clone() for t in inputs))
+        result = runner.run(*(t.detach().clone() for t in inputs))
     for node in runner.identities:
         source = _first(node)
         assert source is not None
         node.replace_all_uses_with(source)
         module.graph.erase_node(node)
         runner.shapes.pop(node.name)
-    return runner.shapes
+    return runner.shapes, result
+
+
+def _check(result: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Compare with the model itself: writes through a view, say, don't survive tracing."""
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).eval()(*(t.detach().clone() for t in inputs))
+    found, expected = (
+        [t for t in tree_leaves(r) if isinstance(t, Tensor)] for r in (result, wanted)
+    )
+    if len(found) != len(expected) or not all(map(_close, found, expected)):
+        raise TraceError(
+            f"the graph of {type(model).__name__} doesn't compute what the model does: it "
+            "writes into a slice of a tensor, or is random in eval mode"
+        )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    a, b = found.double(), expected.double()
+    return bool(((a - b).norm() <= SAME * b.norm()) | ~b.isfinite().all())
 
 
 def _paths(module: fx.GraphModule) -> dict[str, str]:

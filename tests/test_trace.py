@@ -86,6 +86,32 @@ def test_networks_that_are_followed_merge_exactly() -> None:
     assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
 
 
+def test_results_of_in_place_calls_need_no_name() -> None:
+    """A statement that only writes in place looks dead to torch.fx, and isn't."""
+
+    def scaled(model: nn.Module, x: Tensor) -> Tensor:
+        y = x.relu()
+        y.mul_(model.scale)
+        F.hardtanh(y, inplace=True)
+        return y
+
+    model = seeded(lambda: Controlled(scaled), 0)
+    program = trace(model, INPUTS)
+    assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
+
+
+def test_graphs_that_compute_something_else_are_refused() -> None:
+    """Writes through a view are lost on the way: better no program than a wrong one."""
+
+    def written(_: nn.Module, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, 1:].mul_(3.0)
+        return y
+
+    with pytest.raises(TraceError, match="doesn't compute what the model does"):
+        trace(seeded(lambda: Controlled(written), 0), INPUTS)
+
+
 def test_contents_of_tensors_decide_nothing() -> None:
     """A branch on values is refused, with both reasons."""
 
