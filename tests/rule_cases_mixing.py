@@ -86,13 +86,6 @@ def transposed(c_in: int, c_out: int, groups: int) -> Callable[[], nn.Module]:
     return lambda: nn.ConvTranspose2d(c_in, c_out, 3, groups=groups)
 
 
-def _selective(s: Any, x: Tensor) -> Tensor:
-    """Two branches, weighted channel by channel with a softmax over the branches (SKNet)."""
-    both = torch.stack([s.a(x), s.c(x)], 1)
-    weights = s.q(both.sum(1)).unflatten(1, (2, 5)).softmax(1)
-    return s.b((both * weights).sum(1))
-
-
 def _attention(s: Any, x: Tensor) -> Tensor:
     """Three heads, of 5 channels for queries and keys and of 7 for values."""
     tokens = s.a(x.flatten(2).transpose(1, 2))
@@ -165,9 +158,6 @@ CONTRACTION = [
         a=lambda: nn.Linear(2, 9), b=lambda: nn.Linear(21, 3),
         q=lambda: nn.Linear(9, 15), k=lambda: nn.Linear(9, 15), v=lambda: nn.Linear(9, 21),
     ), "9 3x5 3x7", inert="k.bias.0"),
-    Case("selective-kernel", net(
-        _selective, a=plain(2, 5), c=plain(2, 5), q=plain(5, 10), b=plain(5, 3),
-    ), "5", BOTH),
     Case("standardised-weight", net(
         lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
         a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, any_along, canonical, pattern
+from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, canonical, pattern
 
 
 def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -60,23 +60,15 @@ def _pin_unlabelled(
     coordinates: dict[tuple[int, ...], Tensor],
     shape: torch.Size,
 ) -> None:
-    """An operand that varies along a labelled dim without labels of its own holds that dim."""
+    """An operand that varies along a labelled dim without labels of its own pins it."""
     offset = len(shape) - operand.dim()
     own = {d + offset for c in ctx.of(operand) for d in pattern(c)}
     for key, labels in coordinates.items():
-        stuck = [
-            dim
-            for dim in key
-            if dim >= offset
-            and dim not in own
-            and operand.shape[dim - offset] > 1
-            and not _constant(ctx, operand, dim - offset)
-        ]
-        if len(stuck) == len(key):
-            ctx.pin(labels, "combined with a value that has no labels along this axis")
-            continue
-        for dim in stuck:  # what moves along the other dims moves at all positions of this one
-            ctx.tie(labels, any_along(labels, dim))
+        for dim in key:
+            if dim < offset or dim in own or operand.shape[dim - offset] == 1:
+                continue
+            if not _constant(ctx, operand, dim - offset):
+                ctx.pin(labels, "combined with a value that has no labels along this axis")
 
 
 def _constant(ctx: Labeller, operand: Tensor, dim: int) -> bool:
