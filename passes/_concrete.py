@@ -72,7 +72,8 @@ class _Tracer(fx.Tracer):
         return bool(value)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[k] for k in range(len(self.value(obj)))])
+        elements: Any = obj  # proxies can be indexed, their stubs don't say so
+        return iter([elements[k] for k in range(len(self.value(obj)))])
 
     def keys(self, obj: fx.Proxy) -> Any:
         return self.value(obj).keys()
