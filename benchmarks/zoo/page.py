@@ -59,12 +59,18 @@ def wrong(record: Fields) -> bool:
     return bool(certificate and (certificate["culprits"] or certificate["max_error"] >= EXACT))
 
 
+def merged(record: Fields) -> bool:
+    """The merges were tried, not only the analysis."""
+    return "planted" in record["seconds"]
+
+
 def _below(key: str, bound: float) -> Callable[[Fields], bool]:
     return lambda record: record.get(key) is not None and record[key] <= bound
 
 
 CHECKS: tuple[tuple[str, Callable[[Fields], bool]], ...] = (
     ("certified", certified),
+    ("merged", merged),
     ("planted permutation recovered to 1e-4", _below("planted_error", SINGLE)),
     ("exact ensemble to 1e-4", _below("ensemble_error", SINGLE)),
     ("ensemble within 2.02 times the FLOPs", _below("ensemble_flops", FLOPS)),
@@ -80,7 +86,7 @@ def _summary(records: Sequence[Fields], total: int) -> list[str]:
         "",
         "| | all | " + " | ".join(kinds) + " |",
         "|---|" + "---|" * (len(kinds) + 1),
-        _row("measured", [len(records), *(len(_of(records, k)) for k in kinds)]),
+        _row("analysed", [len(records), *(len(_of(records, k)) for k in kinds)]),
     ]
     for label, check in CHECKS:
         counts = [sum(map(check, part)) for part in (records, *(_of(records, k) for k in kinds))]
@@ -118,7 +124,8 @@ def _failures(records: Sequence[Fields]) -> list[str]:
 
 
 def _faults(record: Fields) -> list[str]:
-    faults = [] if record.get("status") == "finished" else [f"stopped: {record.get('status')}"]
+    done = record["status"] in ("finished", "analysed")
+    faults = [] if done else [f"stopped: {record['status']}"]
     faults += [f"{step}: {text}" for step, text in record["errors"].items()]
     certificate = record.get("certificate")
     if certificate and certificate["culprits"]:
