@@ -82,7 +82,9 @@ CHECKS: tuple[tuple[str, Callable[[Fields], bool]], ...] = (
 def _summary(records: Sequence[Fields], total: int) -> list[str]:
     kinds = sorted({_kind(r) for r in records})
     lines = [
-        f"{len(records)} of {total} networks measured; wrong groups in {sum(map(wrong, records))}.",
+        f"{len(records)} of {total} networks analysed, {sum(map(merged, records))} of them merged "
+        f"too; wrong groups in {sum(map(wrong, records))}. `make zoo` goes on with the rest; what "
+        "only the merges can show is not known for networks that were only analysed.",
         "",
         "| | all | " + " | ".join(kinds) + " |",
         "|---|" + "---|" * (len(kinds) + 1),
