@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check zoo clean
 .DEFAULT_GOAL := demo
 
 # Merge the two fixture networks, print the table, write out/demo/.
@@ -23,6 +23,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Measure what docs/coverage.json lacks, or one network again: make zoo MODEL=torchvision:resnet18
+zoo: $(VENV)/.installed-zoo
+	$(BIN)/python -m benchmarks.zoo.run $(MODEL)
+
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -37,4 +41,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-zoo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[zoo]'
 	touch $@ $(VENV)/.installed

@@ -209,10 +209,14 @@ class Walk:
         labelled = self.labelled(node)
         if not is_tensor:
             groups = self.operand_groups(node)
-            labelled = any(v.labelled for v in self.operands(node)) and not _plain(
-                self.values[next(iter(kept.values()))]
-            )
+            labelled = any(v.labelled for v in self.operands(node)) and not self._same(kept)
         self.env[node.name] = Value(kept, labelled, groups)
+
+    def _same(self, lanes: Mapping[Membership, fx.Node]) -> bool:
+        """A number, or a size that is the same node in all lanes: nobody's in particular."""
+        nodes = set(lanes.values())
+        value = self.values[next(iter(nodes))]
+        return _plain(value) or (isinstance(value, torch.Size) and len(nodes) == 1)
 
     def verify(self, node: fx.Node, membership: Membership, emitted: fx.Node) -> None:
         """The lane holds exactly the channels of its membership, as often as the source does.

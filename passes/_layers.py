@@ -123,6 +123,10 @@ class Layers:
         walk, lanes = self.walk, {}
         outputs = self._axes(node, "weight", entry.out_dim)
         wanted = self._output_lanes(outputs)
+        if outputs is None and self._slides(node, entry, x):
+            wanted = [S for S in wanted if S in x.lanes and walk.is_whole(x.groups, S)]
+            if not wanted:
+                raise walk.mismatch(node, "slides over channels, and needs them all")
         for S in wanted:
             slots = None if outputs is None else self._output_slots(outputs, S)
             lanes[S] = self._dense_lane(node, module, entry, x, S, slots, len(wanted))
@@ -167,6 +171,12 @@ class Layers:
         emitted = self._invoke(node, name, source, slots, entry.channel)
         self._site(node, emitted, name, membership, rows, columns)
         return emitted
+
+    def _slides(self, node: fx.Node, entry: Contraction, x: Value) -> bool:
+        """Whether channels lie along an axis that a convolution takes for a spatial one (ECA)."""
+        operand = node.all_input_nodes[0]
+        rank = len(self.walk.programs[0].shapes[operand.name])
+        return x.labelled and not self._labelled_on(operand, entry.channel % rank)
 
     def _read(
         self, node: fx.Node, entry: Contraction, x: Value, membership: Membership

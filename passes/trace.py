@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
+from passes._concrete import concrete_trace
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
+
+SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +39,39 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     Raises:
         TraceError: the model can't be traced symbolically, or fails on the example inputs.
     """
-    module = _symbolic(model)
+    module = _traced(model, tuple(inputs))
+    _drop_inplace(module)  # first: what only writes in place looks dead
     module.graph.eliminate_dead_code()
-    _drop_inplace(module)
-    shapes = _run(module, tuple(inputs))
+    shapes, result = _run(module, tuple(inputs))
+    _check(result, model, tuple(inputs))
     module.graph.lint()
     module.recompile()
     return Program(module, tuple(inputs), shapes, _paths(module))
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
+def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Symbolically where that works; with known sizes where control flow asks for them."""
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    name = type(model).__name__
     try:
-        return fx.symbolic_trace(copy.deepcopy(model).eval())
+        return _attempt(f"{name} can't be traced by torch.fx", fx.symbolic_trace, model)
+    except TraceError as failure:
+        known = partial(concrete_trace, inputs=inputs)
+        return _attempt(f"{failure}; nor with known sizes", known, model)
+
+
+def _attempt(
+    what: str, tracer: Callable[[nn.Module], fx.GraphModule], model: nn.Module
+) -> fx.GraphModule:
+    try:
+        return tracer(copy.deepcopy(model).eval())
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TraceError(f"{type(model).__name__} can't be traced by torch.fx: {first}") from error
+        raise TraceError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 INPLACE_FUNCTIONS: dict[Any, Any] = {
@@ -110,8 +131,8 @@ class _Runner(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TraceError(f"{describe(n)} fails on the example inputs: {first}") from error
+            text = f"{describe(n)} fails on the example inputs: {_first_line(error)}"
+            raise TraceError(text) from error
         if isinstance(result, Tensor):
             self.shapes[n.name] = tuple(result.shape)
             source = _first(n)
@@ -137,21 +158,42 @@ def module_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, ...]]:
+def _run(
+    module: fx.GraphModule, inputs: tuple[Tensor, ...]
+) -> tuple[dict[str, tuple[int, ...]], Any]:
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     required = [n for n in placeholders if not n.args]
     if not len(required) <= len(inputs) <= len(placeholders):
         raise TraceError(f"the model takes {len(required)} inputs, {len(inputs)} were given")
     runner = _Runner(module)
     with torch.no_grad():
-        runner.run(*(t.detach().clone() for t in inputs))
+        result = runner.run(*(t.detach().clone() for t in inputs))
     for node in runner.identities:
         source = _first(node)
         assert source is not None
         node.replace_all_uses_with(source)
         module.graph.erase_node(node)
         runner.shapes.pop(node.name)
-    return runner.shapes
+    return runner.shapes, result
+
+
+def _check(result: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Compare with the model itself: writes through a view, say, don't survive tracing."""
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).eval()(*(t.detach().clone() for t in inputs))
+    found, expected = (
+        [t for t in tree_leaves(r) if isinstance(t, Tensor)] for r in (result, wanted)
+    )
+    if len(found) != len(expected) or not all(map(_close, found, expected)):
+        raise TraceError(
+            f"the graph of {type(model).__name__} doesn't compute what the model does: it "
+            "writes into a slice of a tensor, or is random in eval mode"
+        )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    a, b = found.double(), expected.double()
+    return bool(((a - b).norm() <= SAME * b.norm()) | ~b.isfinite().all())
 
 
 def _paths(module: fx.GraphModule) -> dict[str, str]:

@@ -222,24 +222,26 @@ _ALL = (
     _network("grouped", small.GroupedNet, _SMALL),
     _network("separable", small.SeparableNet, _SMALL),
     _network("shared", small.SharedNet, _SMALL),
+    _network("padded_shortcut", small.PaddedShortcut, _SMALL),
     # other dimensions, several inputs and outputs, operators nobody knows
     _network("cnn1d", small.Cnn1d, (2, 2, 24)),
     _network("cnn3d", small.Cnn3d, (2, 1, 6, 6, 6)),
     _network("detector", small.Detector, (2, 3, 32, 32)),
     _network("two_inputs", small.TwoInputNet, _SMALL, (2, 4)),
-    _network("cumsum", partial(small.OrderNet, small.running_sum), _SMALL),
-    _network("sort", partial(small.OrderNet, small.sorted_channels), _SMALL),
+    _network("cumsum", partial(small.OrderNet, lambda: small.running_sum), _SMALL),
+    _network("sort", partial(small.OrderNet, lambda: small.sorted_channels), _SMALL),
+    _network("sliding_attention", partial(small.OrderNet, small.SlidingAttention), _SMALL),
 )
 
 NETWORKS: dict[str, Network] = {network.name: network for network in _ALL}
 
-ORDERED = frozenset({"cumsum", "sort"})
+ORDERED = frozenset({"cumsum", "sort", "sliding_attention"})
 """Networks with hidden channels that cannot move: an operator depends on their order."""
 
 BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
-    detector two_inputs""".split()
+    padded_shortcut detector two_inputs""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

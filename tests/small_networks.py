@@ -332,9 +332,9 @@ class Detector(nn.Module):
 class OrderNet(nn.Module):
     """An operator that cares about the order of channels stands in the middle of the network."""
 
-    def __init__(self, ordered: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, ordered: Callable[[], Callable[[Tensor], Tensor]]) -> None:
         super().__init__()
-        self.ordered = ordered
+        self.ordered = ordered()
         self.conv1 = conv_bn_relu(3, 6)
         self.conv2 = nn.Conv2d(6, 7, 3, padding=1)
         self.conv3 = nn.Conv2d(7, 9, 3, padding=1)
@@ -353,6 +353,18 @@ def running_sum(x: Tensor) -> Tensor:
 def sorted_channels(x: Tensor) -> Tensor:
     """Channel values in ascending order at every position."""
     return torch.sort(x, 1).values
+
+
+class SlidingAttention(nn.Module):
+    """Channels scaled by a convolution along the channels' means, neighbour by neighbour (ECA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean((2, 3)).view(x.shape[0], 1, -1)
+        return x * self.conv(means).sigmoid().view(x.shape[0], -1, 1, 1)
 
 
 class StandardisedConv(nn.Conv2d):
@@ -412,6 +424,21 @@ class SharedNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.between(self.shared(self.stem(x)))
         return self.fc(pooled(self.shared(x)))
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut with channels of zeros added (CIFAR ResNets), resampled to an earlier size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(3, 6)
+        self.branch = nn.Sequential(conv_bn_relu(6, 10, stride=2), conv_bn(10, 10))
+        self.fc = nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        x = F.relu(F.pad(stem[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + self.branch(stem))
+        return self.fc(pooled(F.interpolate(x, stem.shape[2:])))
 
 
 class TwoInputNet(nn.Module):

@@ -116,7 +116,7 @@ def _grouped(
     ctx.nest(outer.view(groups, -1), blocks)
     rows = local.repeat_interleave(weight.shape[0] // groups, 0)
     if inside > 1 and not ctx.localise(weight, 1, rows):
-        for labels in (channels, outer):
+        for labels in (channels, outer, *ctx.of(weight)):
             ctx.pin(labels, "the weight of a grouped convolution is computed or shared")
     return outer
 

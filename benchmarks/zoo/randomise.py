@@ -1,0 +1,66 @@
+"""Random weights under which errors show: no two channels alike, activations of order one.
+
+Fresh norms are the identity, fresh layer scales vanish and fresh biases are zero: wrong channel
+orders then go unnoticed. Statistics drawn blindly would let deep residual streams overflow, so
+batch norms first see data, then what they saw is disturbed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+SPREAD = 0.3  # standard deviation of biases, and of running means in units of the true ones
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
+    """Draw every parameter and running statistic of ``model``, which is left in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.eval().modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                _draw(module, name, parameter)
+        _settle(model, inputs)
+
+
+def _draw(module: nn.Module, name: str, parameter: Tensor) -> None:
+    if isinstance(module, _ConvNd | nn.Linear) and name == "weight":
+        parameter.normal_(0.0, (2.0 / _fan_in(module)) ** 0.5)
+    elif isinstance(module, nn.PReLU):
+        parameter.uniform_(0.1, 0.4)
+    elif name.endswith("bias") or not parameter.any():
+        parameter.normal_(0.0, SPREAD)
+    elif bool((parameter == parameter.flatten()[0]).all()):  # norm weights, layer scales
+        parameter.uniform_(0.5, 1.5)
+
+
+def _fan_in(module: _ConvNd | nn.Linear) -> float:
+    """How many products are summed into one output value."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    taps = float(torch.Size(module.kernel_size).numel()) * module.in_channels / module.groups
+    if isinstance(module, _ConvTransposeNd):
+        taps /= torch.Size(module.stride).numel()
+    return taps
+
+
+def _settle(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Give running statistics the values seen on ``inputs``, disturbed channel by channel."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_var is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    model(*inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        variance.clamp_(min=1e-3)
+        mean.add_(variance.sqrt() * torch.randn_like(mean) * SPREAD)
+        variance.mul_(torch.rand_like(variance) + 0.5)

@@ -1,0 +1,121 @@
+"""Symbolic tracing that knows what every value is on the example inputs.
+
+torch.fx gives up where control flow asks a proxy for its truth, length or elements. Here each
+node is also executed while it is recorded, so sizes, lengths and comparisons of sizes have their
+answers: branches and loops go the way they go on inputs of this size. Nothing that depends on the
+*contents* of a tensor is decided. Sizes that only flow into operators stay in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute, TraceError
+
+
+def concrete_trace(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of ``model`` on inputs of these sizes."""
+    tracer = _Tracer(inputs)
+    with torch.no_grad():
+        graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+class _Known(fx.Proxy):
+    """A proxy that answers for its size and, if it is one, as a number."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _KnownAttribute(self, name)
+
+    def __len__(self) -> int:
+        return len(self.tracer.value(self))  # type: ignore[attr-defined]
+
+    def __index__(self) -> int:
+        return int(self.tracer.number(self))  # type: ignore[attr-defined]
+
+    def __int__(self) -> int:
+        return self.__index__()
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self))  # type: ignore[attr-defined]
+
+
+class _KnownAttribute(_Known, Attribute):
+    """``x.shape`` and its like; a node only once it is used, so that methods can be called."""
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.inputs: Iterator[Any] = iter([t.detach().clone() for t in inputs])
+        self.values: dict[fx.Node, Any] = {}
+        self.executing = False
+
+    # -- questions that proxies ask ----------------------------------------------------------
+
+    def value(self, proxy: fx.Proxy) -> Any:
+        return self.values[proxy.node]
+
+    def number(self, proxy: fx.Proxy) -> int | float:
+        value = self.value(proxy)
+        if isinstance(value, Tensor) or not isinstance(value, (bool, int, float)):
+            raise TraceError(f"{proxy.node} is needed as a number, but is a {type(value).__name__}")
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.value(obj)
+        if isinstance(value, Tensor):
+            raise TraceError("control flow depends on the contents of a tensor")
+        return bool(value)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        elements: Any = obj  # proxies can be indexed, their stubs don't say so
+        return iter([elements[k] for k in range(len(self.value(obj)))])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return self.value(obj).keys()
+
+    # -- every node is executed when it is made ----------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Known(node, self)
+
+    def create_node(self, kind: str, *rest: Any, **more: Any) -> fx.Node:
+        node = super().create_node(kind, *rest, **more)
+        if kind != "output":
+            before, self.executing = self.executing, True
+            try:
+                self.values[node] = self._execute(node)
+            finally:
+                self.executing = before
+        return node
+
+    def _execute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return next(self.inputs, *node.args)
+        if node.op == "get_attr":
+            return _attribute(self.root, str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        target: Any = node.target
+        called = self.root.get_submodule(target) if node.op == "call_module" else target
+        return called(*args, **kwargs)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.executing:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if self.executing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _attribute(root: nn.Module, key: str) -> Any:
+    owner, _, leaf = key.rpartition(".")
+    return getattr(root.get_submodule(owner), leaf)
