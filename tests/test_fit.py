@@ -95,7 +95,7 @@ def test_a_fitted_head_is_the_least_squares_solution_of_numpy() -> None:
 
 
 def test_no_other_weights_of_a_head_leave_less() -> None:
-    """Neither the block average nor weights nearby; the control: the average leaves a fifth more."""
+    """Neither the block average nor weights nearby; the average leaves more, as a control."""
     network, _ = fitted(1.0, NO_RIDGE)
     _, unfitted = rewritten(1.0)
     generator = torch.Generator().manual_seed(0)
