@@ -232,10 +232,56 @@ class Walk:
         ids = ids[(ids >= 0) & (ids < self.table.size)]
         if (self.table.membership[ids] != membership).any():
             raise self.mismatch(node, "a lane holds channels of another one")
+        planned = self.groups_of(self.classes(node, 0))
         for s in members(membership):
             own = ids[self.table.classes[ids, s] >= 0]
-            if not np.array_equal(np.sort(own), self._expected(node, s, membership)):
+            expected = self._expected(node, s, membership)
+            if not np.array_equal(np.sort(own), expected):
                 raise self.mismatch(node, "channels are missing, extra or out of their places")
+            if planned and not len(expected):
+                raise self.mismatch(
+                    node, "the result's channels aren't in the lane of its operands"
+                )
+
+    def verify_or_follow(self, node: fx.Node, membership: Membership, emitted: fx.Node) -> None:
+        """As :meth:`verify`; where labels say too little, a lane may follow its source's layout.
+
+        Operands that hold exactly what the source's do, entry by entry, make a result that does.
+
+        Raises:
+            Mismatch: neither holds.
+        """
+        try:
+            self.verify(node, membership, emitted)
+        except Mismatch:
+            operands = [n for n in node.all_input_nodes if self.env[n.name].labelled]
+            if not all(self._follows(n, membership) for n in operands):
+                raise
+            value = self.values[emitted]
+            layout = self._source_slots(node, membership)
+            if layout is None or any(c.dim() != value.dim() for c in layout):
+                raise
+            self.labeller.assign(value, [c.expand(value.shape) for c in layout])
+
+    def _follows(self, node: fx.Node, membership: Membership) -> bool:
+        """Whether a lane has the labels of its source, all of them, at the same entries."""
+        lane = self.env[node.name].lanes.get(membership)
+        layout = self._source_slots(node, membership)
+        if lane is None or layout is None or not isinstance(self.values[lane], Tensor):
+            return False
+        found = [compact(c) for c in self.labeller.of(self.values[lane])]
+        return len(found) == len(layout) and all(
+            any(torch.equal(c, f) for f in found) for c in layout
+        )
+
+    def _source_slots(self, node: fx.Node, membership: Membership) -> list[Tensor] | None:
+        """The first member's coordinates as slots of this lane; None where one is in no slot."""
+        source = members(membership)[0]
+        lookup = self.slots.get((source, membership))
+        classes = self.classes(node, source)
+        if lookup is None or any((lookup[c] < 0).any() for c in classes):
+            return None
+        return [compact(torch.from_numpy(lookup[c])) for c in classes]
 
     def _expected(self, node: fx.Node, source: int, membership: Membership) -> IntArray:
         lookup = self.slots.get((source, membership))

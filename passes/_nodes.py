@@ -128,7 +128,7 @@ class Nodes:
             if loaded is None:
                 raise walk.mismatch(node, "operands don't have the same lanes")
             lanes[S] = self._relaid(node, S, *loaded)
-            walk.verify(node, S, lanes[S])
+            walk.verify_or_follow(node, S, lanes[S])
         walk.keep(node, _collapse(walk, lanes))
 
     def _relaid(self, node: fx.Node, membership: Membership, args: Any, kwargs: Any) -> fx.Node:

@@ -26,7 +26,7 @@ from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
-from pleas_fx.errors import IncompatibleModelsError, OptionError
+from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
 from pleas_fx.heads import Classes, given_lanes, head_nodes, output_groups
 from pleas_fx.ir import GroupId, Lane, LayerFit, Matching, Plan, Program, Report, Symmetry
 
@@ -89,7 +89,7 @@ def prepare(
     """Trace, compare, analyse, and find out which widths the graph allows.
 
     Raises:
-        TraceError, IncompatibleModelsError, SourceError, OptionError
+        TraceError, IncompatibleModelsError, SourceError, OptionError, GraphError
     """
     if len(models) < 2:
         raise OptionError(f"a merge needs at least two models, {len(models)} given")
@@ -98,10 +98,22 @@ def prepare(
         compare(programs, same_outputs=options.heads == "shared")
     with clock.time("groups"):
         symmetries = _symmetries(programs)
-    with clock.time("probe"):
+    with clock.time("probe"), _refusals():
         given = given_lanes(programs, symmetries, options.heads, options.classes)
         whole = probe(programs, symmetries, given, heads=options.heads)
     return Prepared(programs, symmetries, given, whole)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A refusal that no wider set of groups settles is the user's to know."""
+    try:
+        yield
+    except Mismatch as refusal:
+        raise GraphError(
+            f"node {refusal.node} can't be rewritten ({refusal.why}); make the module that it "
+            "comes from a leaf of the trace, or leave it out of the merge"
+        ) from refusal
 
 
 def _symmetries(programs: Sequence[Program]) -> tuple[Symmetry, ...]:
@@ -212,7 +224,8 @@ def decide(
                     method=options.method,
                 )
             except Mismatch as refusal:
-                whole = joined(whole, refusal, prepared.given)
+                with _refusals():
+                    whole = joined(whole, refusal, prepared.given)
 
 
 def compile_models(

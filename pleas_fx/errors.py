@@ -15,6 +15,10 @@ class IncompatibleModelsError(PleasError):
     """The sources are not the same graph; names the first node or shape that differs."""
 
 
+class GraphError(PleasError):
+    """A place of the graph can't be rewritten, not even whole; names the node."""
+
+
 class CalibrationError(PleasError):
     """Calibration data is empty, mis-shaped, NaN or Inf; names the batch and the layer."""
 

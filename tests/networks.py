@@ -221,6 +221,7 @@ _ALL = (
     _network("channel_shuffle", small.ShuffleNet, _SMALL),
     _network("grouped", small.GroupedNet, _SMALL),
     _network("separable", small.SeparableNet, _SMALL),
+    _network("split_attention", small.SplitAttentionNet, _SMALL),
     _network("shared", small.SharedNet, _SMALL),
     _network("padded_shortcut", small.PaddedShortcut, _SMALL),
     # other dimensions, several inputs and outputs, operators nobody knows
@@ -242,6 +243,6 @@ BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
-    padded_shortcut detector two_inputs""".split()
+    padded_shortcut split_attention detector two_inputs""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

@@ -286,6 +286,26 @@ class GroupedNet(nn.Module):
         return self.fc(pooled(F.relu(self.conv3(x))))
 
 
+class SplitAttentionNet(nn.Module):
+    """Two branches made by one grouped convolution, weighted by attention and summed (ResNeSt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(3, 8)
+        self.branches = nn.Conv2d(8, 14, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm2d(14)
+        self.squeeze = nn.Conv2d(7, 4, 1)
+        self.excite = nn.Conv2d(4, 14, 1)
+        self.last = nn.Conv2d(7, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.branches(self.stem(x))))
+        x = x.reshape(x.shape[0], 2, 7, x.shape[2], x.shape[3])
+        gate = self.excite(F.relu(self.squeeze(x.sum(1).mean((2, 3), keepdim=True))))
+        gate = gate.view(-1, 1, 2, 7).transpose(1, 2).softmax(1).reshape(-1, 2, 7, 1, 1)
+        return self.last((x * gate).sum(1)).mean((2, 3))
+
+
 class SeparableNet(nn.Module):
     """Depthwise then pointwise convolutions, one of them with two outputs per channel."""
 

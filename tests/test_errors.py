@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import pleas_fx as pf
+from passes.rewrite import Mismatch
+from pleas_fx import compiler
 from tests.merging import clone
 from tests.networks import NETWORKS
 
@@ -147,6 +149,17 @@ def test_bad_input_is_one_clear_line(case: str) -> None:
     message = str(caught.value)
     assert words in message
     assert "\n" not in message
+
+
+def test_a_place_that_cannot_be_rewritten_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that whole groups don't settle reaches the user as our own error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Mismatch((), "layer_3", "an operator needs all channels")
+
+    monkeypatch.setattr(compiler, "probe", refuse)
+    with pytest.raises(pf.GraphError, match="layer_3 can't be rewritten"):
+        pf.merge(pair(), good(), width=1.0, progress=False)
 
 
 def test_sound_input_raises_nothing() -> None:
