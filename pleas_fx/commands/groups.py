@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
 from pleas_fx.commands.inputs import Shape, inputs_for
-from pleas_fx.commands.output import Answer, progress
+from pleas_fx.commands.output import Answer, progress, write_file
 from pleas_fx.inspector.markup import clean
 
 if TYPE_CHECKING:
     from pleas_fx.inspector.view import FrozenView, GroupView, LayerUse
-    from pleas_fx.ir import Certificate, Symmetry
+    from pleas_fx.ir import Certificate, Program, Symmetry
 
 FEW = 4  # layers and axes that a row of a table names in full
 
 
-def groups(model: str, shapes: Sequence[Shape]) -> Answer:
-    """The permutation groups of a network, with their certificate."""
+def groups(model: str, shapes: Sequence[Shape], html: Path | None = None) -> Answer:
+    """The permutation groups of a network, with their certificate, and as a page."""
     from pleas_fx.api import analyse
     from pleas_fx.inspector.legend import frozen_views, group_views
     from pleas_fx.sources import load_model
@@ -32,14 +33,30 @@ def groups(model: str, shapes: Sequence[Shape]) -> Answer:
         network = load_model(model)
         report("analyse")
         program, symmetry = analyse(network, inputs_for(network, shapes))
+        if html is not None:
+            report("draw")
+            write_file(html, _page(program, symmetry, model))
     views, frozen = group_views(program, symmetry), frozen_views(symmetry)
     text = [_table(views)] + ([_frozen_table(frozen)] if frozen else [])
-    return Answer(_document(symmetry, views), (*text, *_summary(symmetry.certificate)))
+    written = (f"written to {html}",) if html is not None else ()
+    return Answer(
+        _document(symmetry, views, html),
+        (*text, *_summary(symmetry.certificate), *written),
+    )
 
 
-def _document(symmetry: Symmetry, views: Sequence[GroupView]) -> dict[str, Any]:
+def _page(program: Program, symmetry: Symmetry, title: str) -> str:
+    from pleas_fx.inspector import build, layout, render
+
+    view = build(program, symmetry)
+    return render(view, layout(view), title)
+
+
+def _document(symmetry: Symmetry, views: Sequence[GroupView], html: Path | None) -> dict[str, Any]:
+    written = {} if html is None else {"html": str(html)}
     return {
         "command": "groups",
+        **written,
         "groups": [
             {
                 "group": int(group.id),
