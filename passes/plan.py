@@ -81,19 +81,27 @@ def menu(
     constraints: Constraints,
     *,
     prices: Sequence[tuple[float, float]] = PRICES,
+    known: Menu | None = None,
 ) -> Menu:
-    """The options of every decision, from cached statistics."""
+    """The options of every decision, from cached statistics.
+
+    ``known``: an earlier menu of the same statistics and prices, whose free decisions are kept.
+    """
     sources = len(programs)
     memberships = (everyone(sources), *(only(s) for s in range(sources)))
     groups = planned_groups(symmetries[0])
     decisions: list[Decision] = []
+    kept = {d.groups: d for d in known.decisions if d.paths} if known else {}
     whole = _closure(constraints.whole, groups)
     together = {g for bundle in whole for g in bundle}
     for family in families(groups):
         ids = {g.id for g in family}
         if ids & constraints.outputs.keys() or ids & together:
             continue
-        decisions.append(_free(programs, symmetries, statistics, matching, family, prices))
+        earlier = kept.get(tuple(g.id for g in family))
+        decisions.append(
+            earlier or _free(programs, symmetries, statistics, matching, family, prices)
+        )
     for bundle in whole:
         if bundle & constraints.outputs.keys():
             continue

@@ -203,7 +203,7 @@ def decide(
 
     Where the graph refuses a plan, the groups at that place become whole and planning repeats.
     """
-    whole = prepared.whole
+    whole, choices = prepared.whole, None
     while True:
         with clock.time("plan"):
             choices = menu(
@@ -213,6 +213,7 @@ def decide(
                 observed.matching,
                 Constraints(whole, prepared.given),
                 prices=_prices(options, len(prepared.programs)),
+                known=choices,
             )
             try:
                 return plan_for(
