@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +18,7 @@ LOUD = 1e4  # times that a difference in the inputs may grow: rounding then stay
 HALVINGS = 4
 
 
-def randomised(module: nn.Module, inputs: Inputs, seed: int) -> nn.Module:
+def randomised(module: fx.GraphModule, inputs: Inputs, seed: int) -> fx.GraphModule:
     """A float64 copy whose vectors, statistics and constant tensors are random.
 
     Any weights will do as evidence, but not any rounding: statistics drawn blindly let deep
@@ -24,7 +26,7 @@ def randomised(module: nn.Module, inputs: Inputs, seed: int) -> nn.Module:
     first see the inputs, then what they saw is disturbed; and matrices shrink until the network
     is steady.
     """
-    result = copy.deepcopy(module).double()
+    result = _widened(module)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, tensor in result.state_dict(keep_vars=True).items():
@@ -38,6 +40,21 @@ def randomised(module: nn.Module, inputs: Inputs, seed: int) -> nn.Module:
                     parameter.mul_(0.5)
             _settle(result, inputs, generator)
     return result
+
+
+def _widened(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in float64, casts to float32 that the graph spells out included."""
+    result = copy.deepcopy(module).double()
+    for node in result.graph.nodes:
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _wide)
+        if node.op == "call_method" and node.target == "float":
+            node.target = "double"
+    result.recompile()
+    return result
+
+
+def _wide(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
 
 
 def _amplification(module: nn.Module, inputs: Inputs, generator: torch.Generator) -> float:

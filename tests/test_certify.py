@@ -95,3 +95,19 @@ def test_the_program_keeps_its_weights_and_modes() -> None:
     after = traced.module.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert modes == [m.training for m in traced.module.modules()]
+
+
+def test_casts_to_single_precision_are_certified_in_double() -> None:
+    """A dtype written into forward doesn't keep the network from running in float64."""
+
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).to(torch.float32) * torch.ones(1, dtype=torch.float32)
+            return self.last(y.float())
+
+    traced = program(seeded(Casting, 0))
+    assert certify(traced, groups(traced), trials=2, seed=0).certificate.max_error < 1e-13

@@ -138,11 +138,12 @@ def _tied_across(
     out: Tensor,
 ) -> Coordinates:
     results: Coordinates = []
+    tangled = any(len(pattern(c)) > 1 for joined in along for c in joined)
     for k, coordinates in enumerate(across):
         for labels in coordinates:
             key = pattern(labels)
             others = [[c for c in cs if pattern(c) == key] for j, cs in enumerate(across) if j != k]
-            if not all(others) or any(along):
+            if not all(others) or tangled:
                 ctx.pin(labels, "concatenated with channels that don't line up")
             for same_pattern in others:
                 if same_pattern:
