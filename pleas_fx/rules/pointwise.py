@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -28,7 +31,7 @@ def combine(ctx: Labeller, operands: list[Tensor], out: Tensor) -> Coordinates:
             key = pattern(wide)
             results[key] = _join(ctx, results[key], wide) if key in results else wide
     for operand in operands:
-        results = _held(ctx, operand, results, shape)
+        results = held(ctx, operand, results, shape)
     return [labels.expand(out.shape) for labels in _nest(ctx, results).values()]
 
 
@@ -38,22 +41,24 @@ def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _nest(ctx: Labeller, coordinates: Varying) -> Varying:
-    """A coordinate over fewer dims contains one over more; overlapping ones can't both move."""
+    """A coordinate over fewer dims contains one over more; overlapping ones share blocks."""
     results = dict(coordinates)
     for small, outer in coordinates.items():
         for large, inner in coordinates.items():
-            if small == large or not set(small) & set(large):
-                continue
-            if set(small) < set(large):
+            if small != large and set(small) < set(large):
                 ctx.nest(inner, outer)
                 results.pop(small, None)
-            elif not set(large) < set(small):
-                ctx.pin(outer, "meets channels that are arranged along other dims")
-                ctx.pin(inner, "meets channels that are arranged along other dims")
+    for (one, a), (two, b) in combinations(results.items(), 2):
+        shared = set(one) & set(two)
+        if shared:
+            shape = [n if d in shared else 1 for d, n in enumerate(a.shape)]
+            blocks = ctx.fresh(prod(shape)).view(shape)
+            ctx.nest(a, blocks)
+            ctx.nest(b, blocks)
     return results
 
 
-def _held(ctx: Labeller, operand: Tensor, coordinates: Varying, shape: torch.Size) -> Varying:
+def held(ctx: Labeller, operand: Tensor, coordinates: Varying, shape: torch.Size) -> Varying:
     """An operand that varies along a labelled dim without labels of its own holds that dim.
 
     Labels that also vary along other dims still move there, alike at all positions of this one.
