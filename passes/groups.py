@@ -14,12 +14,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
-from pleas_fx.classes import Facts, Grouping, Hash, assemble, collapses, settled_axes, signatures
+from pleas_fx.classes import (
+    Facts,
+    Grouping,
+    Hash,
+    assemble,
+    collapses,
+    positions,
+    settled_axes,
+    signatures,
+)
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
 
 ROUNDS = 4
+WRITTEN = "a constant written in the model's code"
+HELD = frozenset(
+    {
+        "combined with a value that has no labels along this axis",
+        "summed with a value that has no labels along this axis",
+        WRITTEN,
+    }
+)
 NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 
@@ -41,6 +58,7 @@ def groups(program: Program) -> Symmetry:
 
     Ties that come late (a convolution behind a pixel shuffle) make labels equal that earlier
     operators took for different ones: then the classes found become the labels of another round.
+    What turns out to be positions of a table (of tokens, say) has no labels in a last round.
     """
     try:
         inputs = _one_example(program)
@@ -53,14 +71,24 @@ def groups(program: Program) -> Symmetry:
             break
         known, colours = settled_axes(facts), signatures(facts)
         labeller, facts = _propagate(program, inputs, known, colours)
+    tables = {str(n.target) for n in program.module.graph.nodes if n.op == "get_attr"}
+    found = positions(facts, tables, HELD)
+    if found:
+        known, colours = settled_axes(facts), signatures(facts)
+        labeller, facts = _propagate(program, inputs, known, colours, found)
     return symmetry(assemble(facts), labeller.coupled)
 
 
 def _propagate(
-    program: Program, inputs: tuple[Tensor, ...], known: Mapping[Axis, IntArray], colours: Hash
+    program: Program,
+    inputs: tuple[Tensor, ...],
+    known: Mapping[Axis, IntArray],
+    colours: Hash,
+    unlabelled: frozenset[Axis] = frozenset(),
 ) -> tuple[Labeller, Facts]:
     """``known`` labels are those that have one of the ``colours``."""
     labeller = Labeller(RULES, known, len(colours))
+    labeller.unlabelled = unlabelled
     runner = _Runner(program.module, labeller)
     with explicit_operators(), torch.no_grad():
         runner.run_labelled(inputs)
@@ -115,7 +143,7 @@ class _Runner(fx.Interpreter):
             self.labeller.parameter(key, tensor)
             if key.startswith("_tensor_constant"):
                 for labels in self.labeller.of(tensor):
-                    self.labeller.pin(labels, "a constant written in the model's code")
+                    self.labeller.pin(labels, WRITTEN)
         for tensor in inputs:
             self.labeller.source(tensor)
         with self.labeller:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,24 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
     """The classes found, as labels of the parameters' axes."""
     classes = components(facts.count, facts.ties)
     return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
+
+
+def positions(facts: Facts, tables: Set[str], reasons: Set[str]) -> frozenset[Axis]:
+    """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis."""
+    classes = components(facts.count, facts.ties)
+    held, channel = np.zeros(facts.count, bool), np.zeros(facts.count, bool)
+    for labels, _, reason in facts.pins:
+        (held if reason in reasons else channel)[classes[labels]] = True
+    for axis, labels in facts.axes.items():
+        if axis.key not in tables:
+            channel[classes[labels[labels >= 0]]] = True
+    return frozenset(
+        axis
+        for axis, labels in facts.axes.items()
+        if axis.key in tables
+        and not channel[own := classes[labels]].any()
+        and (held[own].all() or len(np.unique(own)) == 1)
+    )
 
 
 def assemble(facts: Facts) -> Grouping:

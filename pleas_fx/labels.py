@@ -104,6 +104,7 @@ class Labeller(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.rules = rules
         self.known = known or {}
+        self.unlabelled: frozenset[Axis] = frozenset()
         self.node = ""
         self.count = count
         self.axes: dict[Axis, Tensor] = {}
@@ -131,7 +132,7 @@ class Labeller(TorchDispatchMode):
             return  # tied parameters: the first name owns the labels
         coordinates = []
         for dim, size in enumerate(tensor.shape):
-            if size == 1:
+            if size == 1 or Axis(key, dim) in self.unlabelled:
                 continue
             known = self.known.get(Axis(key, dim))
             labels = self.fresh(size) if known is None else torch.from_numpy(known)

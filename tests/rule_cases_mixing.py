@@ -197,7 +197,7 @@ CONTRACTION = [
     Case("selective-kernel", net(
         _selective, a=plain(2, 5), c=plain(2, 5), q=plain(5, 10), b=plain(5, 3),
     ), "5", BOTH),
-    _windowed("attention-windows", _looked_up, "1 3x1 9 3x5 3x7"),
+    _windowed("attention-windows", _looked_up, "3x1 9 3x5 3x7"),
     Case("standardised-weight", net(
         lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
         a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),

@@ -364,6 +364,39 @@ def test_heads_that_may_not_move_keep_their_channels() -> None:
     assert not symmetry.certificate.culprits
 
 
+def embedded(table: Any) -> Any:
+    """Tokens of nine channels, a table of positions added, and a layer on each token."""
+    return net(
+        lambda s, x: s.b(s.a(x.flatten(2).mT) + s.p[: x.shape[2] * x.shape[3]]).mean(1),
+        a=lambda: nn.Linear(2, 9),
+        b=lambda: nn.Linear(9, 3),
+        p=table,
+    )
+
+
+def test_positions_of_a_table_are_no_channels() -> None:
+    """Tokens have no labels, so the rows of their table have none either; its columns move."""
+    build = embedded(lambda: nn.Parameter(torch.randn(35, 9)))
+    symmetry = permutation_groups(seeded(build, 0).double(), example())
+    assert sizes(symmetry.groups) == ["9"]
+    assert Axis("p", 1) in symmetry.groups[0].axes
+    assert "p.0" not in {f"{f.axis.key}.{f.axis.dim}" for f in symmetry.frozen}
+    assert Axis("p", 0) not in symmetry.layout.axes
+
+
+def test_held_channels_of_a_layer_stay_channels() -> None:
+    """The same reason on a layer's own axis freezes it, together with the table that meets it."""
+    build = net(
+        lambda s, x: s.b((s.a(x) + s.p) * x.mean((2, 3), keepdim=True).cumsum(1)),
+        a=lambda: conv(2, 2),
+        b=lambda: conv(2, 3),
+        p=lambda: nn.Parameter(torch.randn(2, 1, 1)),
+    )
+    symmetry = permutation_groups(seeded(build, 0).double(), example())
+    assert not symmetry.groups
+    assert Axis("p", 0) in {f.axis for f in symmetry.frozen}
+
+
 def test_a_sampling_grid_that_is_a_parameter_stays() -> None:
     """grid_sample mixes every axis of its grid."""
     build = between(
