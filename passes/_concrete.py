@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
+from pleas_fx.module_tree import execute
+
 
 def concrete_trace(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of ``model`` on inputs of these sizes."""
@@ -102,14 +104,8 @@ class _Tracer(fx.Tracer):
     def _execute(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return next(self.inputs, *node.args)
-        if node.op == "get_attr":
-            return _attribute(self.root, str(node.target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        target: Any = node.target
-        called = self.root.get_submodule(target) if node.op == "call_module" else target
-        return called(*args, **kwargs)
+        return execute(self.root, node.op, node.target, args, kwargs)
 
     def _proxy_placeholder(self, name: str, *rest: Any) -> Any:
         proxy = super()._proxy_placeholder(name, *rest)
@@ -152,8 +148,3 @@ class _Tracer(fx.Tracer):
             return attr_val
         self.parameters = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-
-def _attribute(root: nn.Module, key: str) -> Any:
-    owner, _, leaf = key.rpartition(".")
-    return getattr(root.get_submodule(owner), leaf)

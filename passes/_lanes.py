@@ -25,6 +25,7 @@ from pleas_fx.ir import (
 )
 from pleas_fx.labels import Labeller, compact, pattern
 from pleas_fx.lanes import SlotTable
+from pleas_fx.module_tree import execute
 from pleas_fx.rules import RULES
 
 
@@ -166,7 +167,7 @@ class Walk:
         assert self._node is not None
         try:
             with explicit_operators(), self.labeller:
-                value = self._call(op, target, real_args, real_kwargs)
+                value = execute(self.root, op, target, real_args, real_kwargs)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise self.mismatch(self._node, str(error).splitlines()[0]) from error
         self._name_blocks(value)
@@ -186,16 +187,6 @@ class Walk:
     def _clash(self, before: int) -> bool:
         ties = self.labeller.ties[before:]
         return any(bool((t < self.table.size).all(0).any()) for t in ties)
-
-    def _call(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
-        if op == "call_module":
-            return self.root.get_submodule(target)(*args, **kwargs)
-        if op == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        if op == "get_attr":
-            owner, _, leaf = str(target).rpartition(".")
-            return getattr(self.root.get_submodule(owner), leaf)
-        return target(*args, **kwargs)
 
     def keep(self, node: fx.Node, lanes: Mapping[Membership, fx.Node]) -> None:
         """Set the lanes of a source node's value; lanes without any channel don't exist."""

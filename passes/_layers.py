@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes._lanes import Value, Walk, sorted_lanes, split
-from passes._nodes import attach
 from pleas_fx.ir import Axis, IntArray, Membership, members
 from pleas_fx.lanes import blend, identity_positions, source_positions
+from pleas_fx.module_tree import attach, attribute, register, replace
 from pleas_fx.rules.modules import (
     Channelwise,
     Contraction,
@@ -24,6 +24,15 @@ from pleas_fx.rules.modules import (
     resized_channelwise,
     resized_contraction,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a lane of a layer reads."""
+
+    node: fx.Node
+    parts: tuple[tuple[str, int], ...]  # the lanes joined in it: node and number of channels
+    columns: IntArray  # (inputs, sources): places on the sources' input axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,7 @@ class Site:
     rows: IntArray  # (outputs, sources): places on the sources' output axes, -1: none
     columns: IntArray | None  # (inputs, sources); None for layers that are per channel
     local: tuple[IntArray, ...] = ()  # grouped layers: per source (rows, inner) places, -1: none
+    parts: tuple[tuple[str, int], ...] = ()  # dense layers: the lanes it reads, and their channels
 
 
 class Layers:
@@ -127,9 +137,10 @@ class Layers:
             wanted = [S for S in wanted if S in x.lanes and walk.is_whole(x.groups, S)]
             if not wanted:
                 raise walk.mismatch(node, "slides over channels, and needs them all")
-        for S in wanted:
+        reads = {S: self._read(node, entry, x, S) for S in wanted}
+        for S, read in reads.items():
             slots = None if outputs is None else self._output_slots(outputs, S)
-            lanes[S] = self._dense_lane(node, module, entry, x, S, slots, len(wanted))
+            lanes[S] = self._dense_lane(node, module, entry, read, S, slots, len(wanted))
             walk.verify(node, S, lanes[S])
         walk.keep(node, lanes)
 
@@ -155,12 +166,12 @@ class Layers:
         node: fx.Node,
         module: nn.Module,
         entry: Contraction,
-        x: Value,
+        read: Read,
         membership: Membership,
         slots: IntArray | None,
         lanes: int,
     ) -> fx.Node:
-        source, columns = self._read(node, entry, x, membership)
+        columns = read.columns
         rows = self._rows(node, "weight", entry.out_dim, slots, membership)
         weight = blend(self._state(node, "weight"), (entry.out_dim, rows), (entry.in_dim, columns))
         layer: Any = resized_contraction(module, len(columns), len(rows), 1)
@@ -168,8 +179,8 @@ class Layers:
         if layer.bias is not None:
             layer.bias = nn.Parameter(blend(self._state(node, "bias"), (0, rows)))
         name = self._place(node, layer, membership, lanes)
-        emitted = self._invoke(node, name, source, slots, entry.channel)
-        self._site(node, emitted, name, membership, rows, columns)
+        emitted = self._invoke(node, name, read.node, slots, entry.channel)
+        self._site(node, emitted, name, membership, rows, columns, parts=read.parts)
         return emitted
 
     def _slides(self, node: fx.Node, entry: Contraction, x: Value) -> bool:
@@ -178,9 +189,7 @@ class Layers:
         rank = len(self.walk.programs[0].shapes[operand.name])
         return x.labelled and not self._labelled_on(operand, entry.channel % rank)
 
-    def _read(
-        self, node: fx.Node, entry: Contraction, x: Value, membership: Membership
-    ) -> tuple[fx.Node, IntArray]:
+    def _read(self, node: fx.Node, entry: Contraction, x: Value, membership: Membership) -> Read:
         """The joined input of a lane, and where its channels are in the sources."""
         walk = self.walk
         operand = node.all_input_nodes[0]
@@ -192,10 +201,13 @@ class Layers:
             if picked is None:
                 raise walk.mismatch(node, "reads single channels of a lane")
             size = walk.values[picked].shape[channel]
-            return picked, identity_positions(size, walk.everyone, walk.sources)
-        gathered, _ = walk.gather(x, membership, channel)
+            columns = identity_positions(size, walk.everyone, walk.sources)
+            return Read(picked, ((picked.name, size),), columns)
+        gathered, readable = walk.gather(x, membership, channel)
         slots = self._input_slots(node, gathered, channel)
-        return gathered, source_positions(slots, walk.table, inputs)
+        nodes = [x.lanes[S] for S in readable]
+        parts = tuple((n.name, int(walk.values[n].shape[channel])) for n in nodes)
+        return Read(gathered, parts, source_positions(slots, walk.table, inputs))
 
     def _labelled_on(self, operand: fx.Node, channel: int) -> bool:
         return any(c.shape[channel] > 1 for c in self.walk.classes(operand, 0))
@@ -218,9 +230,11 @@ class Layers:
         rows: IntArray,
         columns: IntArray | None,
         local: tuple[IntArray, ...] = (),
+        parts: tuple[tuple[str, int], ...] = (),
     ) -> None:
+        own, source = emitted.name, str(node.target)
         self.sites.append(
-            Site(node.name, emitted.name, str(node.target), name, membership, rows, columns, local)
+            Site(node.name, own, source, name, membership, rows, columns, local, parts)
         )
 
     # -- grouped and depthwise convolutions ----------------------------------------------------
@@ -361,9 +375,9 @@ class Layers:
             axes = self._axes(node, name, dim) if tensor.dim() else None
             if axes is not None and tensor.shape[dim] == before:
                 rows = source_positions(slots, walk.table, axes)
-                _set(layer, name, blend(self._state(node, name), (dim, rows)))
+                replace(layer, name, blend(self._state(node, name), (dim, rows)))
             elif tensor.is_floating_point():
-                _set(layer, name, _mean(self._state(node, name), S))
+                replace(layer, name, _mean(self._state(node, name), S))
         name = self._place(node, layer, walk.everyone if alone else S, 1 if alone else 2)
         emitted = walk.emit("call_module", name, (source,))
         self._site(node, emitted, name, S, rows, None)
@@ -383,7 +397,7 @@ class Layers:
             layer = copy.deepcopy(module)
             for name, tensor in list(layer.state_dict(keep_vars=True).items()):
                 if tensor.is_floating_point():
-                    _set(layer, name, _mean(self._state(node, name), S))
+                    replace(layer, name, _mean(self._state(node, name), S))
             name = self._place(node, layer, S, walk.sources + 1)
             chosen = dict(zip(node.all_input_nodes, picked, strict=True))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), chosen.__getitem__)
@@ -396,7 +410,7 @@ class Layers:
     def parameter(self, node: fx.Node) -> None:
         """A parameter or buffer that the graph reads directly."""
         walk, key = self.walk, str(node.target)
-        tensors = [_attribute(p.module, key) for p in walk.programs]
+        tensors = [attribute(p.module, key) for p in walk.programs]
         classes = {
             axis.dim: [layout.axes[axis] for layout in walk.layouts]
             for axis in walk.layouts[0].axes
@@ -468,33 +482,3 @@ def _mean(tensors: Sequence[Tensor], membership: Membership) -> Tensor:
     if not own[0].is_floating_point() or any(t.shape != own[0].shape for t in own):
         return own[0].clone()
     return torch.stack(own).mean(0)
-
-
-def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    parent = module.get_submodule(owner)
-    if leaf in parent._parameters:
-        parent._parameters[leaf] = nn.Parameter(value.contiguous())
-    else:
-        parent._buffers[leaf] = value.contiguous()
-
-
-def _attribute(module: nn.Module, key: str) -> Tensor:
-    owner, _, leaf = key.rpartition(".")
-    value = getattr(module.get_submodule(owner), leaf)
-    assert isinstance(value, Tensor)
-    return value
-
-
-def register(root: nn.Module, key: str, tensor: Tensor, parameter: bool) -> None:
-    """Put a tensor under a dotted name."""
-    owner, _, leaf = key.rpartition(".")
-    parent = root
-    for part in owner.split(".") if owner else []:
-        if not hasattr(parent, part):
-            parent.add_module(part, nn.Module())
-        parent = parent.get_submodule(part)
-    if parameter:
-        parent.register_parameter(leaf, nn.Parameter(tensor))
-    else:
-        parent.register_buffer(leaf, tensor)

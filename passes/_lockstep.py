@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from pleas_fx.algebra.moments import is_finite
 from pleas_fx.errors import CalibrationError
+from pleas_fx.module_tree import execute
 
 Batch = tuple[Tensor, ...]
 MEMORY = 4 << 30  # bytes of activations held before they go to disk
@@ -45,13 +47,12 @@ class Store:
         value = self._values[name, batch]
         return torch.from_numpy(np.load(value)) if isinstance(value, Path) else value
 
-    def free(self, name: str, batches: int) -> None:
+    def free(self, name: str, batch: int) -> None:
         """Forget a value."""
-        for batch in range(batches):
-            value = self._values.pop((name, batch), None)
-            self.held -= self._bytes.pop((name, batch), 0)
-            if isinstance(value, Path):
-                value.unlink()
+        value = self._values.pop((name, batch), None)
+        self.held -= self._bytes.pop((name, batch), 0)
+        if isinstance(value, Path):
+            value.unlink()
 
     def _spill(self, value: Tensor) -> Path:
         if self._folder is None:
@@ -78,7 +79,11 @@ def _bytes(value: Any) -> int:
 
 
 class Network:
-    """One graph on all batches, evaluated node by node in whatever order the walk asks for."""
+    """One graph on all batches, evaluated in whatever order the walk asks for.
+
+    Nodes wait until a value is asked for; then each batch goes through all that wait, while its
+    values are in the cache, and only what somebody still needs is kept.
+    """
 
     def __init__(
         self, module: fx.GraphModule, batches: Sequence[Batch], store: Store, label: str
@@ -87,25 +92,25 @@ class Network:
         self.nodes = {n.name: n for n in module.graph.nodes}
         self.waiting = {n.name: len(n.users) for n in module.graph.nodes}
         self._inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self._pending: list[fx.Node] = []
+        self._awaited: set[str] = set()  # values that pending nodes make or use
 
     def run(self, name: str) -> None:
-        """Evaluate a node on every batch, then free what nothing waits for."""
+        """Let a node be evaluated; its parameters mustn't change any more."""
         node = self.nodes[name]
         if node.op == "output":
             return
-        with torch.inference_mode():
-            for k in range(len(self.batches)):
-                self.store.put(self._key(name), k, self._evaluate(node, k))
+        self._pending.append(node)
+        self._awaited |= {node.name, *(n.name for n in node.all_input_nodes)}
         for operand in node.all_input_nodes:
-            self.release(operand.name)
-        if not node.users:
-            self.store.free(self._key(name), len(self.batches))
+            self.waiting[operand.name] -= 1
 
     def release(self, name: str) -> None:
         """One user less is waiting for a value."""
         self.waiting[name] -= 1
-        if self.waiting[name] == 0:
-            self.store.free(self._key(name), len(self.batches))
+        if self.waiting[name] == 0 and name not in self._awaited:
+            for batch in range(len(self.batches)):
+                self.store.free(self._key(name), batch)
 
     def hold(self, name: str) -> None:
         """Keep a value until it is released once more."""
@@ -113,7 +118,23 @@ class Network:
 
     def value(self, name: str, batch: int) -> Any:
         """A node's value on a batch."""
+        self._flush()
         return self.store.get(self._key(name), batch)
+
+    def _flush(self) -> None:
+        """Evaluate what waits, batch by batch; free every value after its last use."""
+        pending, self._pending = self._pending, []
+        self._awaited = set()
+        last = {n.name: k for k, node in enumerate(pending) for n in (node, *node.all_input_nodes)}
+        for batch in range(len(self.batches)):
+            for k, node in enumerate(pending):
+                with torch.inference_mode():
+                    value = self._evaluate(node, batch)
+                self.store.put(self._key(node.name), batch, value)
+                del value
+                for n in (node, *node.all_input_nodes):
+                    if last[n.name] == k and self.waiting[n.name] == 0:
+                        self.store.free(self._key(n.name), batch)
 
     def _key(self, name: str) -> str:
         return f"{self.label}:{name}"
@@ -123,22 +144,10 @@ class Network:
             index = self._inputs.index(node)
             given = self.batches[batch]
             return given[index] if index < len(given) else node.args[0]
-        if node.op == "get_attr":
-            return _attribute(self.module, str(node.target))
         args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda n: self.value(n.name, batch)
+            (node.args, node.kwargs), lambda n: self.store.get(self._key(n.name), batch)
         )
-        if node.op == "call_module":
-            return self.module.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        target: Any = node.target
-        return target(*args, **kwargs)
-
-
-def _attribute(module: fx.GraphModule, key: str) -> Any:
-    owner, _, leaf = key.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
+        return execute(self.module, node.op, node.target, args, kwargs)
 
 
 def require_finite(rows: Tensor, batch: int, node: str) -> None:
@@ -147,5 +156,5 @@ def require_finite(rows: Tensor, batch: int, node: str) -> None:
     Raises:
         CalibrationError: names the batch and the layer.
     """
-    if not bool(torch.isfinite(rows).all()):
+    if not is_finite(rows):
         raise CalibrationError(f"batch {batch} gives NaN or Inf at node {node}")

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from passes._lanes import Value, Walk, sorted_lanes, split
 from pleas_fx.ir import IntArray, Membership, members
+from pleas_fx.module_tree import attach
 from pleas_fx.rules.relayout import RELAYOUT, SPLIT_TARGETS, Counter
 
 CATS = (torch.cat, torch.concat, torch.concatenate)
@@ -338,14 +339,3 @@ def _has(root: torch.nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def attach(root: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
-    """Register a submodule under a dotted path."""
-    owner, _, leaf = path.rpartition(".")
-    parent = root
-    for part in owner.split(".") if owner else []:
-        if not hasattr(parent, part):
-            parent.add_module(part, torch.nn.Module())
-        parent = parent.get_submodule(part)
-    parent.add_module(leaf, module)

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from passes._affines import BATCH_NORMS, fit_norm, fit_scale
+from passes._contractions import Job, fit_contractions
 from passes._lockstep import MEMORY, Batch, Network, Store
-from passes._solve import Fitter, Settings, fusible
+from passes._rows import Rows, Settings
 from passes.rewrite import Rewritten, Site
+from pleas_fx.algebra.ridge import Solution
 from pleas_fx.ir import LayerFit, Program
+from pleas_fx.rules.modules import contraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def fit(
         for node in programs[0].module.graph.nodes:
             walk.step(node)
             tick()
-        return Fitted(tuple(walk.fitter.layers), store.peak)
+        return Fitted(tuple(walk.layers), store.peak)
     finally:
         store.close()
 
@@ -91,8 +95,10 @@ class _Walk:
         self.rewritten = rewritten
         self.sites: Mapping[str, Site] = {site.emitted: site for site in rewritten.sites}
         origin = {n: source for source, made in rewritten.emitted.items() for n in made}
-        self.fitter = Fitter(self.sources, self.merged, programs, settings, origin)
+        self.rows = Rows(self.sources, self.merged, programs, settings, origin)
         self.norm_of = _fused_pairs(programs[0], rewritten)
+        self.layer_of = {norm: layer for layer, norm in self.norm_of.items()}
+        self.layers: list[LayerFit] = []
 
     def step(self, node: fx.Node) -> None:
         """One node of the sources' graph, and what the merged graph has in its place."""
@@ -100,28 +106,63 @@ class _Walk:
             if node.op != "output":
                 source.hold(node.name)
                 source.run(node.name)
-        for name in self.rewritten.emitted[node.name]:
-            if name in self.norm_of:
-                continue  # fitted and run together with its norm
-            self._one(name)
+        self._merged_step(node)
         for source in self.sources:
             if node.op != "output":
                 source.release(node.name)
 
-    def _one(self, name: str) -> None:
-        site = self.sites.get(name)
-        layer = self._layer_before(name)
-        if layer is not None and site is not None:
-            self.fitter.fused(self.sites[layer], site)
-            self.merged.run(layer)
-        elif site is not None:
-            self.fitter.single(site)
-        else:
-            self.fitter.scale(name, self.sites)
-        self.merged.run(name)
+    def _merged_step(self, node: fx.Node) -> None:
+        """Layers with a norm behind them wait for it; all lanes of a layer are fitted together."""
+        names = [n for n in self.rewritten.emitted[node.name] if n not in self.norm_of]
+        jobs = {n: job for n in names if (job := self._job(n)) is not None}
+        waiting = list(jobs.values())
+        for name in names:
+            if name in jobs:
+                self._note_all(fit_contractions(self.rows, waiting))
+                waiting = []
+            else:
+                self._one(name)
+            if name in self.layer_of:
+                self.merged.run(self.layer_of[name])
+            self.merged.run(name)
 
-    def _layer_before(self, norm: str) -> str | None:
-        return next((layer for layer, n in self.norm_of.items() if n == norm), None)
+    def _job(self, name: str) -> Job | None:
+        """The contraction that is fitted when a node's turn comes."""
+        site = self.sites.get(name)
+        if site is not None and name in self.layer_of:
+            return Job(self.sites[self.layer_of[name]], site)
+        node = self.merged.nodes[name]
+        if site is None or node.op != "call_module":
+            return None
+        return Job(site, None) if contraction(self.rows.module(site)) is not None else None
+
+    def _one(self, name: str) -> None:
+        site: Site | None = self.sites.get(name)
+        if site is None:
+            site, solution = fit_scale(self.rows, name, self.sites)
+        elif self.merged.nodes[name].op == "call_module":
+            solution = fit_norm(self.rows, site)
+        else:
+            return
+        if site is not None and solution is not None:
+            self._note(site, solution)
+
+    def _note_all(self, fitted: Sequence[tuple[Job, Solution]]) -> None:
+        for job, solution in fitted:
+            self._note(job.site, solution)
+
+    def _note(self, site: Site, found: Solution) -> None:
+        self.layers.append(
+            LayerFit(
+                site.module,
+                found.residual,
+                found.rows,
+                found.weight.shape[-1],
+                found.condition,
+                found.rank,
+                found.status,
+            )
+        )
 
 
 def _fused_pairs(program: Program, rewritten: Rewritten) -> dict[str, str]:
@@ -132,6 +173,19 @@ def _fused_pairs(program: Program, rewritten: Rewritten) -> dict[str, str]:
         if node.name not in sites or len(node.users) != 1:
             continue
         user = next(iter(node.users))
-        if user.name in sites and fusible(rewritten.module, node, user):
+        if user.name in sites and _fusible(rewritten.module, node, user):
             pairs[node.name] = user.name
     return pairs
+
+
+def _fusible(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> bool:
+    """Whether a layer and the norm behind it are one affine map with free coefficients."""
+    if layer.op != "call_module" or norm.op != "call_module":
+        return False
+    second = module.get_submodule(str(norm.target))
+    return (
+        contraction(module.get_submodule(str(layer.target))) is not None
+        and isinstance(second, BATCH_NORMS)
+        and second.affine
+        and second.track_running_stats
+    )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes._lockstep import MEMORY, Batch, Network, Store
-from passes._solve import mean_rows
+from passes._rows import mean_rows
 from passes.recalibrate import recalibrate
 from passes.rewrite import Rewritten, Site
 from pleas_fx.algebra.ridge import Gram, solve, solve_dual

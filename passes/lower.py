@@ -6,6 +6,7 @@ functional layers whose parameters are then constants become modules.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from passes.trace import trace
 from pleas_fx.ir import Program
+from pleas_fx.module_tree import attribute, execute
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,7 @@ class Lower:
 
 def lower(program: Program) -> Program:
     """An equal program without computed weights and without functional layers."""
-    module = fx.GraphModule(program.module, program.module.graph)
-    module = trace(module, program.inputs).module
+    module = copy.deepcopy(program.module)
     with torch.no_grad():
         _fold(module)
         for node in list(module.graph.nodes):
@@ -56,9 +57,9 @@ def _fold(module: fx.GraphModule) -> None:
     values: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
-            values[node] = _attribute(module, str(node.target))
+            values[node] = attribute(module, str(node.target))
         elif node.op in ("call_function", "call_method") and _known(node, values):
-            values[node] = _compute(node, values)
+            values[node] = _compute(module, node, values)
     for node, value in values.items():
         outside = [user for user in node.users if user not in values]
         if node.op != "get_attr" and outside and isinstance(value, Tensor):
@@ -70,12 +71,9 @@ def _known(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     return bool(inputs) and all(n in values for n in inputs)
 
 
-def _compute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _compute(module: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    target: Any = node.target
-    return target(*args, **kwargs)
+    return execute(module, node.op, node.target, args, kwargs)
 
 
 def _replace(module: fx.GraphModule, node: fx.Node, value: Tensor, users: list[fx.Node]) -> None:
@@ -85,11 +83,6 @@ def _replace(module: fx.GraphModule, node: fx.Node, value: Tensor, users: list[f
         constant = module.graph.get_attr(name)
     for user in users:
         user.replace_input_with(node, constant)
-
-
-def _attribute(module: nn.Module, key: str) -> Any:
-    owner, _, leaf = key.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
 
 
 Maker = Callable[[dict[str, Any]], nn.Module]
@@ -231,5 +224,5 @@ def _load_state(module: fx.GraphModule, arguments: dict[str, Any]) -> bool:
         if isinstance(value, fx.Node):
             if value.op != "get_attr":
                 return False
-            arguments[name] = _attribute(module, str(value.target)).detach()
+            arguments[name] = attribute(module, str(value.target)).detach()
     return True

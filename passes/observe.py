@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pleas_fx.algebra.moments import Moments
+from pleas_fx.algebra.moments import Moments, is_finite
 from pleas_fx.errors import CalibrationError
 from pleas_fx.extract import Extractor, Runner, extractor, positions
 from pleas_fx.ir import Group, GroupId, Program, Symmetry
@@ -136,7 +136,7 @@ class _Sums:
                         return samples[key].to(value.device)
 
                     part = self.extractors[key][s].rows(value, sample)
-                    if not bool(torch.isfinite(part).all()):
+                    if not is_finite(part):
                         raise CalibrationError(
                             f"batch {number}: source {s} has NaN or Inf at node {node.name}"
                         )

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from passes.match import families
 from passes.observe import Point, Statistics, planned_groups
-from pleas_fx.algebra.selection import MERGED, Path, Problem, select
+from pleas_fx.algebra.moments import at_least_float32, square
+from pleas_fx.algebra.selection import MERGED, Path, Problem, select, select_all
 from pleas_fx.costs import CostModel
 from pleas_fx.extract import extractor
 from pleas_fx.ir import (
@@ -43,6 +44,7 @@ from pleas_fx.rules.modules import contraction, is_depthwise
 PRICES = ((1.0, 1.0), (1.5, 1.0), (math.inf, 1.0), (1.0, math.inf))
 SINGLES_ONLY = ((math.inf, 1.0),)
 MERGED_ONLY = ((1.0, math.inf),)
+ALL_APART: tuple[tuple[float, float], ...] = ()  # nothing to choose: every channel is kept
 SHRINKAGE = 0.1  # times unknowns / (unknowns + rows)
 SMALLEST = 2  # channels of a lane: a single channel carries no labels
 
@@ -230,12 +232,12 @@ def _free(
     prices: Sequence[tuple[float, float]],
 ) -> Decision:
     """Any selection of channels (of blocks, in a block family)."""
-    sources = len(programs)
+    sources, ids = len(programs), tuple(g.id for g in family)
+    units = family[0].blocks.count if family[0].blocks else family[0].size
+    if not prices:
+        return Decision(ids, (Option(_apart(sources), 0.0, APART, 0),), (), units)
     problem = _problem(programs, symmetries, statistics, matching, family)
-    units = problem.size // problem.unit
-    paths = tuple(
-        select(problem, merged_price=m, single_price=s, limit=units * sources) for m, s in prices
-    )
+    paths = select_all(problem, prices, limit=units * sources)
     options = [
         option
         for k, path in enumerate(paths)
@@ -245,7 +247,7 @@ def _free(
         options.append(Option(_apart(sources), 0.0, APART, 0))
     if any(math.isfinite(m) and not math.isfinite(s) for m, s in prices):
         options.append(Option(_merged(sources), _merged_error(paths, prices), ALL_MERGED, 0))
-    return Decision(tuple(g.id for g in family), tuple(options), paths, units)
+    return Decision(ids, tuple(options), paths, units)
 
 
 def _merged_error(paths: Sequence[Path], prices: Sequence[tuple[float, float]]) -> float:
@@ -289,7 +291,9 @@ def _whole(
     prices: Sequence[tuple[float, float]],
 ) -> Decision:
     """All merged or all apart."""
-    sources = len(programs)
+    sources, ids = len(programs), tuple(g.id for g in groups)
+    if not prices:
+        return Decision(ids, (Option(_apart(sources), 0.0, APART, 0),))
     error = 0.0
     for family in families(groups):
         problem = _problem(programs, symmetries, statistics, matching, family)
@@ -301,7 +305,7 @@ def _whole(
         options.append(Option(_apart(sources), 0.0, APART, 0))
     if any(math.isfinite(m) for m, _ in prices):
         options.append(Option(_merged(sources), error, ALL_MERGED, 0))
-    return Decision(tuple(g.id for g in groups), tuple(options))
+    return Decision(ids, tuple(options))
 
 
 def _given(
@@ -436,11 +440,11 @@ def _module_weight(
     where = extractor_index(symmetry, classes, group)
     if where is None:
         return None
-    weight = module.get_parameter("weight").detach().double().movedim(entry.in_dim, 0)
+    weight = module.get_parameter("weight").detach().movedim(entry.in_dim, 0)
     total = torch.zeros(group.size, group.size, dtype=torch.float64)
     for occurrence in where:
         rows = weight[torch.from_numpy(occurrence)].reshape(group.size, -1)
-        total += rows @ rows.T
+        total += square(at_least_float32(rows).T)
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from passes._solve import Settings
+from passes._rows import Settings
 from passes.compare import compare
 from passes.fit import fit
 from passes.fit_published import fit_published
@@ -17,7 +18,7 @@ from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.match import identity_matching, match_activations, match_weights
 from passes.observe import Statistics, observe
-from passes.plan import MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, menu
+from passes.plan import ALL_APART, MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, menu
 from passes.probe import joined, probe
 from passes.recalibrate import recalibrate
 from passes.rewrite import Mismatch, Rewritten
@@ -211,7 +212,7 @@ def decide(
                 observed.statistics,
                 observed.matching,
                 Constraints(whole, prepared.given),
-                prices=MENUS[options.method],
+                prices=_prices(options, len(prepared.programs)),
             )
             try:
                 return plan_for(
@@ -226,6 +227,13 @@ def decide(
             except Mismatch as refusal:
                 with _refusals():
                     whole = joined(whole, refusal, prepared.given)
+
+
+def _prices(options: Options, sources: int) -> tuple[tuple[float, float], ...]:
+    """What a method chooses from; at full width there is nothing to choose."""
+    prices = MENUS[options.method]
+    full = options.budget.width is not None and options.budget.width >= sources
+    return ALL_APART if full and any(math.isfinite(s) for _, s in prices) else prices
 
 
 def compile_models(

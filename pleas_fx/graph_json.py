@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from pleas_fx import allowed
 from pleas_fx.constructors import Constructor, constructor
 from pleas_fx.errors import ArtefactError
+from pleas_fx.module_tree import container
 
 VERSION = 1
 
@@ -165,16 +166,6 @@ def _decode_modules(layers: list[Json]) -> nn.Module:
         owner, _, leaf = allowed.path(entry["path"]).rpartition(".")
         container(root, owner).add_module(leaf, layer)
     return root
-
-
-def container(root: nn.Module, path: str) -> nn.Module:
-    """The submodule of a path, made of plain modules where there is none."""
-    module = root
-    for part in path.split(".") if path else ():
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    return module
 
 
 def _attach_tensors(root: nn.Module, entries: list[Json], tensors: Mapping[str, Tensor]) -> None:

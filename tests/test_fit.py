@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from passes import _lockstep
-from passes._solve import Settings
+from passes import _contractions, _lockstep
+from passes._contractions import Regression
+from passes._rows import Rows, Settings
 from passes.fit import Fitted, fit
 from passes.rewrite import Rewritten
 from pleas_fx.budget import Budget
@@ -22,37 +23,43 @@ from pleas_fx.compiler import Clock, Options, Prepared, decide, look, prepare
 from tests.merging import doubled, outputs, precise
 from tests.networks import NETWORKS
 
-NETWORK = NETWORKS["narrow_resnet"]
+NAME = "narrow_resnet"
 NO_RIDGE = 1e-13
 
 
 @cache
-def data() -> Batches:
+def data(name: str = NAME) -> Batches:
     """Calibration data, in several batches."""
-    (images,) = doubled(NETWORK.batch(60, seed=4))
+    (images,) = doubled(NETWORKS[name].batch(60, seed=4))
     return collect(images, batch_size=20)
 
 
 @cache
-def sources() -> tuple[nn.Module, ...]:
-    """Two independent networks."""
-    return tuple(precise(NETWORK, 0, 1))
+def sources(name: str = NAME, kinship: float = 0.0) -> tuple[nn.Module, ...]:
+    """Two networks: independent ones, or a second one that has much of the first."""
+    first, second = precise(NETWORKS[name], 0, 1)
+    with torch.no_grad():
+        for own, other in zip(second.parameters(), first.parameters(), strict=True):
+            own.lerp_(other, kinship)
+    return first, second
 
 
-def rewritten(width: float) -> tuple[Prepared, Rewritten]:
+def rewritten(width: float, name: str = NAME, kinship: float = 0.0) -> tuple[Prepared, Rewritten]:
     """A planned network with block averages for weights."""
-    inputs = doubled(NETWORK.inputs())
+    inputs = doubled(NETWORKS[name].inputs())
     options, clock = Options(Budget(width=width)), Clock()
-    prepared = prepare(sources(), inputs, options, clock)
-    observed = look(prepared, data(), options, clock)
+    prepared = prepare(sources(name, kinship), inputs, options, clock)
+    observed = look(prepared, data(name), options, clock)
     return prepared, decide(prepared, observed, inputs, options, clock)[1]
 
 
-def fitted(width: float, ridge: float = 1e-4, **options: Any) -> tuple[Rewritten, Fitted]:
+def fitted(
+    width: float, ridge: float = 1e-4, name: str = NAME, kinship: float = 0.0, **options: Any
+) -> tuple[Rewritten, Fitted]:
     """The same, fitted on every row there is."""
-    prepared, network = rewritten(width)
-    settings = Settings(ridge, 10**6, 0, data().owners, frozenset())
-    return network, fit(prepared.programs, network, data().batches, settings, **options)
+    prepared, network = rewritten(width, name, kinship)
+    settings = Settings(ridge, 10**6, 0, data(name).owners, frozenset())
+    return network, fit(prepared.programs, network, data(name).batches, settings, **options)
 
 
 def read_by(network: fx.GraphModule, layer: str) -> Tensor:
@@ -149,9 +156,12 @@ def test_every_node_runs_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lockstep.Network, "_evaluate", counted)
     network, _ = fitted(1.25)
     assert set(seen.values()) == {1}
-    nodes = [n for n in network.module.graph.nodes if n.op != "output"]
-    merged = [key for key in seen if key[0] == "merged"]
-    assert len(merged) == len(nodes) * len(data().batches)
+    unread = {
+        layer.replace(".", "_").lower() for _, layer in heads(network)
+    }  # nothing is fitted behind
+    nodes = {n.name for n in network.module.graph.nodes if n.op != "output"} - unread
+    merged = {key[1:] for key in seen if key[0] == "merged"}
+    assert merged == {(n, k) for n in nodes for k in range(len(data().batches))}
 
 
 def test_activations_beyond_the_memory_bound_change_nothing() -> None:
@@ -194,3 +204,27 @@ class _Values(fx.Interpreter):
         if isinstance(value, Tensor):
             self.found.append(value)
         return value
+
+
+@pytest.mark.parametrize("name", ["resnet", "densenet", "vgg", "unet", "shufflenet_v2"])
+def test_lanes_fitted_together_are_what_each_would_be_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and sums shared by the lanes of a layer change no weight, beyond rounding."""
+    shared: list[int] = []
+    worthwhile = _contractions._worthwhile
+
+    def counted(rows: Rows, found: list[Regression]) -> list[list[Regression]]:
+        parts = worthwhile(rows, found)
+        shared.extend(len(part) for part in parts if len(part) > 1)
+        return parts
+
+    monkeypatch.setattr(_contractions, "_worthwhile", counted)
+    together, _ = fitted(1.5, name=name, kinship=0.7)
+    monkeypatch.setattr(_contractions, "_worthwhile", lambda _, found: [[r] for r in found])
+    alone, _ = fitted(1.5, name=name, kinship=0.7)
+    assert shared
+    expected = alone.module.state_dict()
+    for key, value in together.module.state_dict().items():
+        scale = float(expected[key].double().norm())
+        assert float((value - expected[key]).double().norm()) <= 1e-8 * scale, key

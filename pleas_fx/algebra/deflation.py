@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from pleas_fx.ir import FloatArray
+
 DEAD = 1e-9  # share of its variance below which a candidate adds nothing
 PENDING = 32  # columns taken between two updates of the matrices
 CROWDED = 0.8  # matrices are cut down when fewer of their columns are still candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One source before anything is chosen; all float64, on the CPU."""
+
+    p: Tensor  # (candidates, candidates): their covariance
+    m: Tensor  # (candidates, candidates): P_x Q P_xᵀ, with P_x their covariance with the targets
+    total: float  # weighted variance of the targets
+    accuracy: float  # relative, of the covariance
+
+
+def start(joint: Tensor, weighting: Tensor, accuracy: float) -> Start:
+    """From the covariance (2n, 2n) of (channels, merged channels) and the weighting (n, n)."""
+    n = len(weighting)
+    targets = joint[:n]
+    total = float((weighting * joint[:n, :n]).sum())
+    m = targets.T @ (weighting @ targets)
+    return Start(joint.cpu(), m.cpu(), total, accuracy)
 
 
 class Residual:
@@ -17,32 +40,28 @@ class Residual:
     A candidate c by itself removes M_cc / P_cc of the error. Taking it, with v = P_c / √P_cc,
     a = M_c / √P_cc and β = M_cc / P_cc, gives P − v vᵀ and M − v a'ᵀ − a' vᵀ, a' = a − β v / 2:
     both matrices only ever need their columns, so updates wait and are applied as products.
+
+    One column is little work: it is done by numpy, whose calls cost least, on the same memory.
     """
 
-    v: Tensor  # (PENDING, candidates): the updates that wait, and as many of a'
-    a: Tensor
-
-    def __init__(self, joint: Tensor, weighting: Tensor, allowed: Tensor, accuracy: float) -> None:
-        """``joint`` (2n, 2n): covariance of (channels, merged channels); float64."""
-        n = len(weighting)
-        self.ids = allowed
-        self.p = joint.index_select(0, allowed).index_select(1, allowed)
-        targets = joint[:n].index_select(1, allowed)
-        self.m = targets.T @ (weighting @ targets)
-        total = float((weighting * joint[:n, :n]).sum())
-        self.total = total if total > 0 else 1.0
-        self.error = 1.0 if total > 0 else 0.0
-        self.variance = self.p.diagonal().clone()
-        self.weighted = self.m.diagonal().clone() * (1.0 if total > 0 else 0.0)
-        self.floor = max(DEAD, 8 * accuracy) * self.variance.clamp_min(1e-300)
-        self.score = joint.new_zeros(2 * n)
+    def __init__(self, given: Start, allowed: Tensor) -> None:
+        """``allowed``: the candidates among those of ``given``."""
+        something = given.total > 0
+        self.total = given.total if something else 1.0
+        self.error = 1.0 if something else 0.0
+        self.score = np.zeros(len(given.p))
+        self._hold(given.p, given.m, allowed)
+        self.ids = allowed.numpy()
+        self.variance = given.p.diagonal()[allowed].numpy().copy()
+        self.weighted = given.m.diagonal()[allowed].numpy() * (1.0 if something else 0.0)
+        self.floor = max(DEAD, 8 * given.accuracy) * np.maximum(self.variance, 1e-300)
         self._index()
 
-    def gains(self) -> Tensor:
+    def gains(self) -> FloatArray:
         """(2n,): error that each candidate would remove by itself, relative."""
-        alive = self.variance > self.floor
-        gain = torch.where(alive, self.weighted / self.variance, 0.0).clamp_min_(0)
-        self.score[self.ids] = gain / self.total
+        gain = np.zeros_like(self.variance)
+        np.divide(self.weighted, self.variance, out=gain, where=self.variance > self.floor)
+        self.score[self.ids] = np.maximum(gain, 0.0, out=gain) / self.total
         return self.score
 
     def take(self, candidate: int) -> None:
@@ -53,16 +72,18 @@ class Residual:
         k = self.pending
         v, a = self.p[at], self.m[at]
         if k:
-            column = self.v[:k, at], self.a[:k, at]
-            v = v - column[0] @ self.v[:k]
-            a = a - column[1] @ self.v[:k] - column[0] @ self.a[:k]
+            vs, others = self.v[:k], self.a[:k]
+            by, along = vs[:, at], others[:, at]
+            v = v - by @ vs
+            a = a - along @ vs - by @ others
         pivot = float(v[at])
-        if pivot <= float(self.floor[at]):
+        if pivot <= self.floor[at]:
             self.variance[at] = 0.0
             return
-        v, a = v / pivot**0.5, a / pivot**0.5
-        removed = max(float(a[at]) / pivot**0.5, 0.0)
-        self.variance -= v.square()
+        root = pivot**-0.5
+        v, a = v * root, a * root
+        removed = max(float(a[at]) * root, 0.0)
+        self.variance -= v * v
         self.weighted -= v * (2 * a - removed * v)
         self.variance[at] = 0.0
         self.v[k], self.a[k] = v, a - removed / 2 * v
@@ -74,28 +95,33 @@ class Residual:
     def drop(self, candidates: range) -> None:
         """Take candidates off the list without using them."""
         at = self.place[candidates.start : candidates.stop]
-        at = at[at >= 0]
-        if len(at):
-            self.variance[torch.from_numpy(at).to(self.variance.device)] = 0.0
+        self.variance[at[at >= 0]] = 0.0
 
     def _flush(self) -> None:
         """Apply the pending updates, to the columns that can still be chosen."""
-        alive = (self.variance > self.floor).nonzero().view(-1)
+        alive = np.flatnonzero(self.variance > self.floor)
+        v, a = torch.from_numpy(self.v), torch.from_numpy(self.a)
         if len(alive) < CROWDED * len(self.ids):
-            self.score.zero_()
-            self.p, self.m = (x.index_select(0, alive)[:, alive] for x in (self.p, self.m))
-            self.v, self.a = self.v[:, alive], self.a[:, alive]
+            self.score[:] = 0.0
+            kept = torch.from_numpy(alive)
+            self._hold(self._p, self._m, kept)
+            v, a = v.index_select(1, kept), a.index_select(1, kept)
             self.variance, self.weighted = self.variance[alive], self.weighted[alive]
             self.floor, self.ids = self.floor[alive], self.ids[alive]
-        both, swapped = torch.cat([self.v, self.a]), torch.cat([self.a, self.v])
-        self.p.addmm_(self.v.T, self.v, alpha=-1)
-        self.m.addmm_(both.T, swapped, alpha=-1)
+        self._p.addmm_(v.T, v, alpha=-1)
+        self._m.addmm_(torch.cat([v, a]).T, torch.cat([a, v]), alpha=-1)
         self._index()
+
+    def _hold(self, p: Tensor, m: Tensor, kept: Tensor) -> None:
+        """Copies of some rows and columns, for products and for single rows."""
+        self._p, self._m = (x.index_select(0, kept).index_select(1, kept) for x in (p, m))
+        self.p: FloatArray = self._p.numpy()
+        self.m: FloatArray = self._m.numpy()
 
     def _index(self) -> None:
         """Empty buffers for the columns there are, and where each candidate lies."""
-        self.v = self.p.new_zeros(PENDING, len(self.ids))
-        self.a = torch.zeros_like(self.v)
+        self.v = np.zeros((PENDING, len(self.ids)))  # the updates that wait, and as many of a'
+        self.a = np.zeros_like(self.v)
         self.pending = 0
         self.place = np.full(len(self.score), -1, np.int64)
-        self.place[self.ids.cpu().numpy()] = np.arange(len(self.ids))
+        self.place[self.ids] = np.arange(len(self.ids))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import CHUNK, at_least_float32, square
+from pleas_fx.algebra.moments import CHUNK, add_square, at_least_float32
 
 
 class Central(NamedTuple):
@@ -21,12 +21,15 @@ class Central(NamedTuple):
     t: Tensor  # (…, m)
 
 
+SHIFT = 512  # rows whose mean is the shift
+
+
 @dataclass(slots=True)
 class Gram:
     """Sums over rows of inputs z (…, r, k) and targets t (…, r, m), taken about a shift.
 
-    The shift is the mean of the first rows: products in float32 then lose nothing to a mean that
-    is large beside the deviation. ``zz``, ``zt``, ``tt``, ``z``, ``t`` are the plain sums.
+    The shift is the mean of a few rows: products in float32 then lose nothing to a mean that is
+    large beside the deviation. ``zz``, ``zt``, ``tt``, ``z``, ``t`` are the plain sums.
     Float32 products leave noise of about 1e-7 in directions that the rows don't determine, which
     a solve divides by its ridge: give rows in float64 where those weights matter.
     """
@@ -65,8 +68,8 @@ class Gram:
         if z.shape[-2] == 0:
             return
         if self.rows == 0:
-            self.z_shift = z.mean(-2, dtype=torch.float64).to(z.dtype).double()
-            self.t_shift = t.mean(-2, dtype=torch.float64).to(t.dtype).double()
+            self.z_shift = z[..., :SHIFT, :].mean(-2).double()
+            self.t_shift = t[..., :SHIFT, :].mean(-2).double()
         z_shift, t_shift = self.z_shift.to(z).unsqueeze(-2), self.t_shift.to(t).unsqueeze(-2)
         for start in range(0, z.shape[-2], CHUNK):
             rows = slice(start, start + CHUNK)
@@ -79,11 +82,11 @@ class Gram:
             self.square += (z * z).sum(-2, keepdim=True, dtype=torch.float64)
             self.cross += (z * t).sum(-2, keepdim=True, dtype=torch.float64)
         else:
-            self.square += square(z)
+            add_square(self.square, z)
             self.cross += (z.mT @ t).double()
         self.power += t.square().sum(-2, dtype=torch.float64)
-        self.z_sum += z.sum(-2, dtype=torch.float64)
-        self.t_sum += t.sum(-2, dtype=torch.float64)
+        self.z_sum += z.sum(-2).double()
+        self.t_sum += t.sum(-2).double()
 
     def __add__(self, other: Gram) -> Gram:
         """The sums over both sets of rows."""
@@ -130,8 +133,8 @@ class Gram:
         """Means, and second moments about them."""
         n = max(self.rows, 1)
         z, t = self.z_sum / n, self.t_sum / n
-        zz = (self.square / n).sub_(outer(z, z))
-        zt = self.cross / n - outer(z, t)
+        zz = (self.square / n).addcmul_(z.unsqueeze(-1), z.unsqueeze(-2), value=-1.0)
+        zt = (self.cross / n).addcmul_(z.unsqueeze(-1), t.unsqueeze(-2), value=-1.0)
         tt = (self.power / n - t.square()).clamp_min(0)
         return Central(zz, zt, tt, z + self.z_shift, t + self.t_shift)
 

@@ -12,21 +12,27 @@ CHUNK = 16384  # rows of one product: bounds memory, and float32 sums stay short
 
 
 def square(rows: Tensor) -> Tensor:
-    """rowsᵀ rows (…, k, k) in float64, from products in the rows' precision.
+    """rowsᵀ rows (…, k, k) in float64, from products in the rows' precision."""
+    k = rows.shape[-1]
+    total = rows.new_zeros(*rows.shape[:-2], k, k, dtype=torch.float64)
+    add_square(total, rows)
+    return total
+
+
+def add_square(total: Tensor, rows: Tensor) -> None:
+    """Add rowsᵀ rows to a symmetric float64 matrix (…, k, k), in place.
 
     A matrix product computes both triangles; wide ones are cut into panels, and those below the
     diagonal are mirrored (a quarter fewer FLOPs for two panels, near half for many).
     """
     k = rows.shape[-1]
     if k < 2 * PANEL:
-        return (rows.mT @ rows).double()
-    result = rows.new_empty(*rows.shape[:-2], k, k, dtype=torch.float64)
+        total += rows.mT @ rows
+        return
     for start in range(0, k, PANEL):
         stop = min(start + PANEL, k)
-        panel = rows[..., start:stop].mT @ rows[..., start:]
-        result[..., start:stop, start:] = panel
-        result[..., stop:, start:stop] = panel[..., stop - start :].mT
-    return result
+        total[..., start:stop, start:] += rows[..., start:stop].mT @ rows[..., start:]
+        total[..., stop:, start:stop] = total[..., start:stop, stop:].mT
 
 
 @dataclass(slots=True)
@@ -54,7 +60,7 @@ class Moments:
         for start in range(0, len(rows), CHUNK):
             centred = rows[start : start + CHUNK] - self.shift
             self.total += centred.sum(0, dtype=torch.float64)
-            self.square += square(centred)
+            add_square(self.square, centred)
         self.count += len(rows)
 
     def merge(self, other: Moments) -> None:
@@ -101,6 +107,11 @@ class Moments:
 def at_least_float32(values: Tensor) -> Tensor:
     """The same values in a precision that products can be summed in."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether nothing is NaN or Inf; a sum says so in one pass, unless it overflows."""
+    return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
 
 
 def correlation(covariance: Tensor, eps: float = 1e-12) -> Tensor:

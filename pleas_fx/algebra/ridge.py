@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pleas_fx.algebra.gram import Central, ChannelGram, Gram, outer
-from pleas_fx.algebra.moments import at_least_float32
+from pleas_fx.algebra.moments import at_least_float32, square
 
 __all__ = ["ChannelGram", "Gram", "Solution", "per_channel", "solve", "solve_dual", "solve_on"]
 
@@ -86,8 +86,9 @@ def solve(
     if not _is_exact(start, moment, gram.eps):
         level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
         missing = zt.mT - seen
-        system, step = _invert(zz, ridge * level, missing.mT, gram.eps)
-        change = step @ zz
+        damping = ridge * level
+        system, step = _invert(zz, damping, missing.mT, gram.eps)
+        change = _product(system, zz, damping, step, missing)
         gain = 2 * (step * missing).sum(-1) - (step * change).sum(-1)
         if not _is_exact(gain, moment, gram.eps):  # else it would fit rounding
             found, difference, left = system, step, start - gain
@@ -161,7 +162,7 @@ def _from_rows(
 ) -> tuple[_Found, Tensor, Tensor]:
     """Difference to the prior (m, k) and what it leaves of ``left`` (m,), by the rows' kernel."""
     rows, unknowns = centred.shape
-    kernel = (centred @ centred.T).double() / rows
+    kernel = square(centred.T).div_(rows)
     damping = ridge * kernel.diagonal().sum() / unknowns
     if intercept:  # a constant is in no column: lift it, which changes no solution
         left = left - left.mean(0)
@@ -200,11 +201,13 @@ def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> tuple
     size = matrix.shape[-1]
     # A matrix of zeros needs some positive damping to be factored; its right side is zero too.
     floor = torch.where(matrix.diagonal(dim1=-2, dim2=-1).amax(-1) > 0, 0.0, 1.0)
-    damped = matrix.clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_((damping + floor).unsqueeze(-1))
-    factor, info = torch.linalg.cholesky_ex(damped)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    own = diagonal.clone()
+    diagonal.add_((damping + floor).unsqueeze(-1))  # in place: a copy of a wide matrix is slow
+    factor, info = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    shares = pivots / damped.diagonal(dim1=-2, dim2=-1)
+    shares = pivots / diagonal
+    diagonal.copy_(own)
     tolerance = 4 * max(eps, size * torch.finfo(torch.float64).eps)
     good = (info == 0) & (shares.amin(-1) > tolerance)
     empty = bool((floor > 0).any())
@@ -213,6 +216,15 @@ def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> tuple
         rank = 0 if empty else size
         return _Found(condition, rank, "cholesky"), torch.cholesky_solve(right, factor).mT
     return _truncated(matrix, damping, right, tolerance)
+
+
+def _product(
+    found: _Found, matrix: Tensor, damping: Tensor, difference: Tensor, missing: Tensor
+) -> Tensor:
+    """``difference @ matrix``: what a solution that leaves nothing says about itself."""
+    if found.status == "cholesky":
+        return missing - damping.unsqueeze(-1).unsqueeze(-1) * difference
+    return difference @ matrix
 
 
 def _truncated(

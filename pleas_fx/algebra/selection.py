@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.deflation import Residual
+from pleas_fx.algebra.deflation import Residual, Start, start
 from pleas_fx.ir import FloatArray, IntArray
 
 MERGED = -1
@@ -79,7 +79,23 @@ def select(
     removes error. Equal scores: merged first, then the lower source, then the lower index.
     A unit's score is the sum over its channels, each by itself; its error is exact.
     """
-    state = _State(problem, merged_price, single_price)
+    prices = ((merged_price, single_price),)
+    return select_all(problem, prices, limit=limit, exclusive=exclusive)[0]
+
+
+def select_all(
+    problem: Problem,
+    prices: Sequence[tuple[float, float]],
+    *,
+    limit: int,
+    exclusive: bool = True,
+) -> tuple[Path, ...]:
+    """:func:`select` for several pairs of prices (merged, single) of one problem."""
+    starts = _starts(problem)
+    return tuple(_select(_State(problem, starts, pair), limit, exclusive) for pair in prices)
+
+
+def _select(state: _State, limit: int, exclusive: bool) -> Path:
     kinds: list[int] = []
     chosen: list[int] = []
     errors = [state.error]
@@ -99,14 +115,18 @@ def select(
 class _State:
     """The residuals of all sources; candidates are singles 0…n-1 and merged n…2n-1 in each."""
 
-    def __init__(self, problem: Problem, merged_price: float, single_price: float) -> None:
+    def __init__(
+        self, problem: Problem, starts: Sequence[Start], prices: tuple[float, float]
+    ) -> None:
         n = self.size = problem.size
         self.unit, self.units = problem.unit, problem.size // problem.unit
-        ids = torch.arange(2 * n, device=problem.covariance.device)
-        allowed = torch.where(ids < n, math.isfinite(single_price), math.isfinite(merged_price))
-        self.prices = (merged_price, single_price)
-        self.residuals = _residuals(problem, ids[allowed])
-        self.gains = torch.stack([r.gains() for r in self.residuals])
+        self.merged_price, self.single_price = prices
+        ids = torch.arange(2 * n)
+        allowed = torch.where(
+            ids < n, math.isfinite(self.single_price), math.isfinite(self.merged_price)
+        )
+        self.residuals = [Residual(given, ids[allowed]) for given in starts]
+        self.gains = np.stack([r.gains() for r in self.residuals])
 
     @property
     def error(self) -> float:
@@ -115,11 +135,13 @@ class _State:
 
     def best(self) -> tuple[int, int, float]:
         """Kind, unit and score of the best candidate."""
-        by_unit = self.gains.view(len(self.gains), 2, self.units, self.unit).sum(-1)
-        merged, single = by_unit[:, 1].sum(0, keepdim=True), by_unit[:, 0]
-        scores = torch.cat([merged / self.prices[0], single / self.prices[1]]).view(-1)
-        score = float(scores.max()) if len(scores) else 0.0
-        first = int(torch.argmax((scores >= score * (1 - TIE)).to(torch.int8))) if score else 0
+        by_unit = self.gains.reshape(len(self.gains), 2, self.units, self.unit).sum(-1)
+        scores = np.empty((len(self.gains) + 1, self.units))
+        scores[0] = by_unit[:, 1].sum(0) / self.merged_price
+        scores[1:] = by_unit[:, 0] / self.single_price
+        flat = scores.reshape(-1)
+        score = float(flat.max()) if len(flat) else 0.0
+        first = int((flat >= score * (1 - TIE)).argmax()) if score else 0
         return first // self.units - 1, first % self.units, score / len(self.gains)
 
     def take(self, kind: int, unit: int) -> None:
@@ -142,8 +164,8 @@ class _State:
         return range(start, start + self.unit)
 
 
-def _residuals(problem: Problem, allowed: Tensor) -> list[Residual]:
-    """Per source, what is unexplained of its own channels and of the merged ones."""
+def _starts(problem: Problem) -> list[Start]:
+    """Per source, the covariances of its own channels and of the merged ones."""
     n, count = problem.size, problem.sources
     covariance = problem.covariance.double()
     tiles = covariance.view(count, n, count, n)
@@ -153,7 +175,7 @@ def _residuals(problem: Problem, allowed: Tensor) -> list[Residual]:
     for s, weighting in enumerate(problem.weighting):
         own, cross = tiles[s, :, s], tiles[s].mean(1)
         joint = torch.cat([torch.cat([own, cross], 1), torch.cat([cross.T, merged], 1)])
-        found.append(Residual(joint, weighting.double(), allowed, accuracy))
+        found.append(start(joint, weighting.double(), accuracy))
     return found
 
 

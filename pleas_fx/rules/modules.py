@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,14 @@ def is_depthwise(module: nn.Module) -> bool:
     """One filter a channel: its output channels are its input channels."""
     groups = int(getattr(module, "groups", 1))
     return groups > 1 and groups == getattr(module, "in_channels", 0) == module.out_channels
+
+
+def running_map(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in eval mode, float64."""
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    scale = (norm.weight.detach() if norm.affine else 1.0) / deviation
+    shift = norm.bias.detach() if norm.affine else 0.0
+    return scale, shift - norm.running_mean * scale
 
 
 def resized_contraction(module: nn.Module, inputs: int, outputs: int, groups: int) -> nn.Module:

@@ -1,0 +1,132 @@
+"""Fitting what is one factor and one shift a channel: norms, and layer scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from passes._rows import Rows, mean_rows
+from passes.rewrite import Site
+from pleas_fx.algebra.ridge import Gram, Solution, solve
+from pleas_fx.lanes import blend
+from pleas_fx.module_tree import attribute
+from pleas_fx.rules.modules import running_map
+from pleas_fx.unfold import output_rows
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+ROW_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+UNKNOWNS = 64  # norms are fitted on as many rows as a layer of so many unknowns: few do
+
+
+def fit_norm(rows: Rows, site: Site) -> Solution | None:
+    """A norm that isn't fitted with the layer before it; None for other modules.
+
+    Raises:
+        CalibrationError: a value isn't finite; names batch and node.
+    """
+    norm: Any = rows.module(site)
+    if not isinstance(norm, (*BATCH_NORMS, *ROW_NORMS)):
+        return None
+    if isinstance(norm, BATCH_NORMS) and norm.track_running_stats:
+        _statistics(rows, site, norm)
+    if getattr(norm, "weight", None) is None or len(norm.weight) != len(site.rows):
+        return None
+    return _affine(rows, site, norm)
+
+
+def fit_scale(
+    rows: Rows, name: str, sites: Mapping[str, Site]
+) -> tuple[Site, Solution] | tuple[None, None]:
+    """A product with a per-channel parameter (a layer scale); None for other nodes."""
+    node = rows.merged.nodes[name]
+    operands = [n for n in node.args if isinstance(n, fx.Node)]
+    scales = [n for n in operands if n.op == "get_attr" and n.name in sites]
+    if getattr(node.target, "__name__", "") != "mul" or len(operands) != 2 or len(scales) != 1:
+        return None, None
+    other = operands[0] if operands[1] is scales[0] else operands[1]
+    site = sites[scales[0].name]
+    solution = _layer_scale(rows, node, other, scales[0], site)
+    return (None, None) if solution is None else (site, solution)
+
+
+def _statistics(rows: Rows, site: Site, norm: Any) -> None:
+    """True running statistics of what reaches a batch norm."""
+    total = square = 0.0
+    count = 0
+    for k in range(len(rows.settings.owners)):
+        x = rows.merged.value(rows.input(site), k)
+        values = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
+        count += len(values)
+        total = total + values.sum(0)
+        square = square + values.square().sum(0)
+    mean = torch.as_tensor(total / count)
+    with torch.no_grad():
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_((torch.as_tensor(square / count) - mean.square()).clamp_min(0))
+
+
+def _affine(rows: Rows, site: Site, norm: Any) -> Solution:
+    """Scale and shift per channel by regression on the normalised value."""
+    prior, shift = _affine_prior(rows, site, norm)
+    free = norm.bias is not None
+    with torch.no_grad():
+        norm.weight.fill_(1.0)
+        if free:
+            norm.bias.zero_()
+    gram = Gram.zeros(1, 1, (len(site.rows),), prior.device)
+    for k, at in rows.sample(site, norm, UNKNOWNS).items():
+        with torch.inference_mode():
+            y = norm(rows.merged.value(rows.input(site), k))
+        (t,) = rows.targets([site], norm, k, at)
+        gram.add(output_rows(norm, y, at).T.unsqueeze(-1), t.T.unsqueeze(-1))
+    solution = solve(
+        gram, prior.view(-1, 1, 1), shift.view(-1, 1), rows.settings.ridge, intercept=free
+    )
+    with torch.no_grad():
+        norm.weight.copy_(solution.weight.reshape(-1))
+        if free:
+            norm.bias.copy_(solution.bias.reshape(-1))
+    return solution
+
+
+def _affine_prior(rows: Rows, site: Site, norm: Any) -> tuple[Tensor, Tensor]:
+    """(channels,) scale and shift of the normalised value, as the sources have them."""
+    scale = norm.weight.detach().double().clone()  # the module's own are about to be reset
+    shift = torch.zeros_like(scale) if norm.bias is None else norm.bias.detach().double().clone()
+    if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+        return scale, shift
+    assert norm.running_var is not None
+    maps = [running_map(p.module.get_submodule(site.source)) for p in rows.programs]
+    scale, shift = (blend(part, (0, site.rows)) for part in zip(*maps, strict=True))
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    return scale * deviation, shift + scale * norm.running_mean
+
+
+def _layer_scale(
+    rows: Rows, node: fx.Node, other: fx.Node, scale: fx.Node, site: Site
+) -> Solution | None:
+    """A per-channel factor by regression without intercept."""
+    parameter = attribute(rows.merged.module, str(scale.target))
+    channels = [d for d, n in enumerate(parameter.shape) if n > 1]
+    if len(channels) != 1 or len(site.rows) != parameter.numel():
+        return None
+    dim, source_node = channels[0] - parameter.dim(), rows.origin[node.name]
+    gram = Gram.zeros(1, 1, (parameter.numel(),), parameter.device)
+    for k in range(len(rows.settings.owners)):
+        z = _channel_rows(rows.merged.value(other.name, k), dim)
+        values = [_channel_rows(s.value(source_node, k), dim) for s in rows.sources]
+        t = mean_rows(values, site.rows)
+        gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))
+    prior = parameter.detach().double().view(-1, 1, 1)
+    zero = torch.zeros(parameter.numel(), 1, dtype=torch.float64)
+    solution = solve(gram, prior, zero, rows.settings.ridge, intercept=False)
+    with torch.no_grad():
+        parameter.copy_(solution.weight.reshape(parameter.shape))
+    return solution
+
+
+def _channel_rows(value: Tensor, dim: int) -> Tensor:
+    return value.movedim(dim, -1).reshape(-1, value.shape[dim])

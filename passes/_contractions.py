@@ -1,0 +1,312 @@
+"""Fitting convolutions and linear layers: all lanes that a merge makes of one layer together.
+
+The lanes read overlapping inputs at the same positions, so that rows are gathered and summed once,
+over the union of what they read; every lane solves its own part of the normal equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from passes._layers import blend_rows
+from passes._lockstep import require_finite
+from passes._rows import Rows
+from passes.rewrite import Site
+from pleas_fx.algebra.gram import Gram
+from pleas_fx.algebra.ridge import Solution, solve, solve_dual, solve_on
+from pleas_fx.ir import IntArray
+from pleas_fx.lanes import blend
+from pleas_fx.rules.modules import contraction, is_depthwise, running_map
+from pleas_fx.unfold import from_matrix, input_rows, to_matrix
+
+BLOCK = 8192  # rows added up at a time: adding a wide Gram matrix costs more than few rows
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A layer to fit, and the batch norm behind it where both are fitted as one affine map."""
+
+    site: Site
+    norm: Site | None
+
+    @property
+    def target(self) -> Site:
+        """Whose values in the sources are to be met."""
+        return self.norm or self.site
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """What a layer is solved for."""
+
+    job: Job
+    layer: Any
+    prior: Tensor  # (groups, outputs of a group, unknowns of a group)
+    bias: Tensor  # (groups, outputs of a group)
+    intercept: bool
+
+    @property
+    def unknowns(self) -> int:
+        """Of one output."""
+        return int(self.prior.shape[2])
+
+    @property
+    def outputs(self) -> int:
+        """Of all groups."""
+        return int(self.prior.shape[0] * self.prior.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """The lanes that several layers read, each once, side by side."""
+
+    slices: tuple[tuple[int, int, int], ...]  # where they are found: layer, first channel, channels
+    columns: tuple[Tensor, ...]  # per layer, its unknowns among the union's
+    unknowns: int
+
+
+def fit_contractions(rows: Rows, jobs: Sequence[Job]) -> list[tuple[Job, Solution]]:
+    """Solve for all lanes of one source layer, and write their weights.
+
+    Raises:
+        CalibrationError: a value isn't finite; names batch and node.
+    """
+    regressions = [_regression(rows, job) for job in jobs]
+    done = []
+    for together in _shared(rows, regressions):
+        for regression, solution in zip(together, _solve(rows, together), strict=True):
+            _write(rows, regression, solution)
+            done.append((regression.job, solution))
+    return done
+
+
+# -- which layers share their rows -----------------------------------------------------------------
+
+
+def _shared(rows: Rows, regressions: Sequence[Regression]) -> list[list[Regression]]:
+    """Lanes with the same rows, in sets that cost less together than one by one."""
+    alike: dict[tuple[int, ...], list[Regression]] = {}
+    for regression in regressions:
+        alike.setdefault(rows.batches(regression.job.target), []).append(regression)
+    return [part for found in alike.values() for part in _worthwhile(rows, found)]
+
+
+def _worthwhile(rows: Rows, found: list[Regression]) -> list[list[Regression]]:
+    apart = [[r] for r in found]
+    if len(found) == 1 or any(not r.job.site.parts for r in found):
+        return apart
+    unknowns = _union(found).unknowns
+    own = [r.unknowns for r in found]
+    available = rows.available(found[0].job.target, found[0].layer)
+    if unknowns > min(available, rows.wanted(unknowns)):  # no lane may need the sums then
+        return [found] if available < min(own) else apart
+    return [found] if unknowns**3 <= sum(n**3 for n in own) else apart
+
+
+def _union(found: Sequence[Regression]) -> Union:
+    """Every lane from the layer that reads the most; runs of channels in one piece."""
+    first: dict[str, int] = {}
+    slices: list[tuple[int, int, int]] = []
+    total = 0
+    per = [r.unknowns // sum(c for _, c in r.job.site.parts) for r in found]
+    for k in sorted(range(len(found)), key=lambda k: -found[k].unknowns):
+        at = 0
+        for name, channels in found[k].job.site.parts:
+            if name not in first:
+                first[name], total = total, total + channels * per[k]
+                slices = _extended(slices, k, at, channels)
+            at += channels
+    columns = [
+        torch.cat([torch.arange(first[n], first[n] + c * p) for n, c in r.job.site.parts])
+        for r, p in zip(found, per, strict=True)
+    ]
+    return Union(tuple(slices), tuple(columns), total)
+
+
+def _extended(
+    slices: list[tuple[int, int, int]], layer: int, at: int, channels: int
+) -> list[tuple[int, int, int]]:
+    if slices and slices[-1][0] == layer and slices[-1][1] + slices[-1][2] == at:
+        return [*slices[:-1], (layer, slices[-1][1], slices[-1][2] + channels)]
+    return [*slices, (layer, at, channels)]
+
+
+# -- solving ---------------------------------------------------------------------------------------
+
+
+def _solve(rows: Rows, together: Sequence[Regression]) -> list[Solution]:
+    first = together[0]
+    if len(together) > 1:
+        union = _union(together)
+    else:
+        every = torch.arange(first.unknowns)
+        union = Union(((0, 0, 0),), (every,), first.unknowns)
+    sample = rows.sample(first.job.target, first.layer, union.unknowns)
+    total = sum(len(at) for at in sample.values())
+    if len(first.prior) == 1 and total < min(r.unknowns for r in together):
+        return _from_rows(rows, together, union, sample)
+    gram = _gram(rows, together, union, sample)
+    if len(together) == 1:
+        ridge, intercept = rows.settings.ridge, first.intercept
+        return [solve(gram, first.prior, first.bias, ridge, intercept=intercept)]
+    return _from_parts(rows, together, union, gram)
+
+
+def _from_parts(
+    rows: Rows, together: Sequence[Regression], union: Union, gram: Gram
+) -> list[Solution]:
+    solutions, at = [], 0
+    for r, columns in zip(together, union.columns, strict=True):
+        outputs = torch.arange(at, at + r.outputs)
+        at += r.outputs
+        found = solve_on(
+            gram,
+            columns.to(gram.square.device),
+            outputs.to(gram.square.device),
+            r.prior[0],
+            r.bias[0],
+            rows.settings.ridge,
+            intercept=r.intercept,
+        )
+        solutions.append(found)
+    return solutions
+
+
+def _from_rows(
+    rows: Rows, together: Sequence[Regression], union: Union, sample: Mapping[int, IntArray]
+) -> list[Solution]:
+    parts = [_read(rows, together, union, k, at) for k, at in sample.items()]
+    z, t = (torch.cat(side) for side in zip(*parts, strict=True))
+    solutions, start = [], 0
+    for r, columns in zip(together, union.columns, strict=True):
+        own = z[:, 0] if len(together) == 1 else z[:, 0, columns.to(z.device)]
+        target = t[:, start : start + r.outputs]
+        start += r.outputs
+        ridge = rows.settings.ridge
+        solutions.append(
+            solve_dual(own, target, r.prior[0], r.bias[0], ridge, intercept=r.intercept)
+        )
+    return solutions
+
+
+def _gram(
+    rows: Rows, together: Sequence[Regression], union: Union, sample: Mapping[int, IntArray]
+) -> Gram:
+    first, outputs = together[0].prior, sum(r.outputs for r in together)
+    if len(together) > 1:
+        gram = Gram.zeros(union.unknowns, outputs, (), first.device)
+        for z, t in _blocks(rows, together, union, sample):
+            gram.add(z[:, 0], t)
+        return gram
+    gram = Gram.zeros(union.unknowns, first.shape[1], (len(first),), first.device)
+    for z, t in _blocks(rows, together, union, sample):
+        gram.add(z.transpose(0, 1), t.reshape(len(t), *first.shape[:2]).transpose(0, 1))
+    return gram
+
+
+def _blocks(
+    rows: Rows, together: Sequence[Regression], union: Union, sample: Mapping[int, IntArray]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of several batches at a time."""
+    held: list[tuple[Tensor, Tensor]] = []
+    for number, (k, at) in enumerate(sample.items(), start=1):
+        held.append(_read(rows, together, union, k, at))
+        if sum(len(z) for z, _ in held) >= BLOCK or number == len(sample):
+            yield held[0] if len(held) == 1 else _joined(held)
+            held.clear()
+
+
+def _joined(held: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([z for z, _ in held]), torch.cat([t for _, t in held])
+
+
+def _read(
+    rows: Rows, together: Sequence[Regression], union: Union, batch: int, at: IntArray
+) -> tuple[Tensor, Tensor]:
+    """(rows, groups, unknowns), (rows, outputs of all layers)."""
+    sites = [r.job.target for r in together]
+    shape = rows.shape(sites[0], batch)
+    pieces = []
+    for k, start, channels in union.slices:
+        r = together[k]
+        x = rows.merged.value(rows.input(r.job.site), batch)
+        entry = contraction(r.layer)
+        assert entry is not None
+        if channels and channels < x.shape[entry.channel]:
+            x = x.narrow(entry.channel % x.dim(), start, channels)
+        pieces.append(input_rows(r.layer, x, shape, at))
+    z = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+    require_finite(z, batch, together[0].job.site.node)
+    targets = rows.targets(sites, together[0].layer, batch, at)
+    return z, targets[0] if len(targets) == 1 else torch.cat(targets, 1)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def _regression(rows: Rows, job: Job) -> Regression:
+    """Towards the block average of the sources' weights, with the norms behind them folded in."""
+    layer = rows.module(job.site)
+    if job.norm is None:
+        prior = to_matrix(layer, layer.weight.detach())
+        own = layer.bias
+        bias = own.detach() if own is not None else torch.zeros(len(job.site.rows))
+        free = own is not None
+    else:
+        prior, bias = _folded_prior(rows, job.site, job.norm, layer)
+        free = True
+    return Regression(job, layer, prior, bias.to(prior).reshape(prior.shape[:2]), free)
+
+
+def _folded_prior(rows: Rows, site: Site, norm: Site, layer: Any) -> tuple[Tensor, Tensor]:
+    weights, biases = [], []
+    for program in rows.programs:
+        conv: Any = program.module.get_submodule(site.source)
+        scale, shift = running_map(program.module.get_submodule(norm.source))
+        entry = contraction(conv)
+        assert entry is not None
+        shape = [1] * conv.weight.dim()
+        shape[entry.out_dim] = -1
+        if entry.out_dim == 1 and conv.groups > 1:
+            scale = torch.ones_like(scale)
+            weights.append(conv.weight.detach())
+        else:
+            weights.append(conv.weight.detach() * scale.view(shape))
+        start = conv.bias.detach() if conv.bias is not None else 0.0
+        biases.append(shift + start * scale)
+    return to_matrix(layer, _blended(site, layer, weights)), blend(biases, (0, site.rows))
+
+
+def _blended(site: Site, layer: Any, weights: Sequence[Tensor]) -> Tensor:
+    entry = contraction(layer)
+    assert entry is not None
+    if site.local:
+        return blend_rows(weights, site.rows, site.local)
+    if site.columns is None or is_depthwise(layer):
+        return blend(weights, (0, site.rows))
+    return blend(weights, (entry.out_dim, site.rows), (entry.in_dim, site.columns))
+
+
+def _write(rows: Rows, regression: Regression, solution: Solution) -> None:
+    """The weights; behind them the norm keeps true statistics."""
+    layer, job = regression.layer, regression.job
+    bias = solution.bias.reshape(-1)
+    with torch.no_grad():
+        layer.weight.copy_(from_matrix(layer, solution.weight, layer.weight))
+        if job.norm is None:
+            if layer.bias is not None:
+                layer.bias.copy_(bias)
+            return
+        if layer.bias is not None:
+            layer.bias.zero_()
+        norm = rows.module(job.norm)
+        mean, variance = solution.output_mean.reshape(-1), solution.output_variance.reshape(-1)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(bias + mean)

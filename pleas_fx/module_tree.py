@@ -1,0 +1,62 @@
+"""Reading, writing and running what a graph's nodes name inside a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def attribute(root: nn.Module, key: str) -> Any:
+    """What a dotted name stands for."""
+    owner, _, leaf = key.rpartition(".")
+    return getattr(root.get_submodule(owner), leaf)
+
+
+def execute(
+    root: nn.Module, op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """The result of one node of a graph, given its arguments' values (no inputs or outputs)."""
+    if op == "get_attr":
+        return attribute(root, str(target))
+    if op == "call_module":
+        return root.get_submodule(target)(*args, **kwargs)
+    if op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def container(root: nn.Module, path: str) -> nn.Module:
+    """The submodule at a dotted path, made of empty modules where it doesn't exist."""
+    parent = root
+    for part in path.split(".") if path else []:
+        if part not in parent._modules:
+            parent.add_module(part, nn.Module())
+        parent = parent.get_submodule(part)
+    return parent
+
+
+def attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Register a submodule under a dotted path."""
+    owner, _, leaf = path.rpartition(".")
+    container(root, owner).add_module(leaf, module)
+
+
+def register(root: nn.Module, key: str, tensor: Tensor, parameter: bool) -> None:
+    """Put a new tensor under a dotted name."""
+    owner, _, leaf = key.rpartition(".")
+    if parameter:
+        container(root, owner).register_parameter(leaf, nn.Parameter(tensor))
+    else:
+        container(root, owner).register_buffer(leaf, tensor)
+
+
+def replace(module: nn.Module, key: str, value: Tensor) -> None:
+    """Put a tensor, of any shape, in the place of a parameter or buffer."""
+    owner, _, leaf = key.rpartition(".")
+    parent = module.get_submodule(owner)
+    if leaf in parent._parameters:
+        parent._parameters[leaf] = nn.Parameter(value.contiguous())
+    else:
+        parent._buffers[leaf] = value.contiguous()
