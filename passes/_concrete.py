@@ -30,6 +30,11 @@ def concrete_trace(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 
+def computes_weights(module: nn.Module) -> bool:
+    """Whether a module of torch's own computes its weights on every call (``parametrize``)."""
+    return type(module).__module__.startswith("torch.nn.utils.")
+
+
 class _Known(fx.Proxy):
     """A proxy that answers for its size and, if it is one, as a number."""
 
@@ -117,7 +122,8 @@ class _Tracer(fx.Tracer):
     # -- modules that can't be followed ------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        leaf = super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+        return leaf or m in self.opaque
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.executing:

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from passes._concrete import concrete_trace
+from passes._concrete import computes_weights, concrete_trace
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 
@@ -44,7 +45,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     given = tuple(inputs)
     try:
-        return _program(fx.symbolic_trace, model, given)
+        return _program(_symbolic, model, given)
     except TraceError as failure:
         known = partial(concrete_trace, inputs=given)
         try:
@@ -56,6 +57,16 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
 
 
 FrontEnd = Callable[[nn.Module], fx.GraphModule]
+
+
+class _Symbolic(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    graph = _Symbolic().trace(model)
+    return fx.GraphModule(model, graph, type(model).__name__)
 
 
 def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
@@ -110,10 +121,24 @@ def _make_functional(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function" and node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
         return True
+    if node.op == "call_function" and (ordinary := _ordinary(node.target)) is not None:
+        node.target = ordinary
+        return True
     if node.op == "call_method" and _inplace_method(str(node.target)):
         node.target = str(node.target)[:-1]
         return True
     return False
+
+
+def _ordinary(function: Any) -> Any:
+    """``torch.clamp`` for ``torch.clamp_`` and its like; None for a function of another kind."""
+    name = getattr(function, "__name__", "")
+    if not name.endswith("_") or name.startswith("_"):
+        return None
+    for home in (torch, F):
+        if getattr(home, name, None) is function:
+            return getattr(home, name[:-1], None)
+    return None
 
 
 def _inplace_method(name: str) -> bool:
