@@ -18,7 +18,7 @@ from pleas_fx.calibration import Batches, collect
 from pleas_fx.compiler import METHODS, Clock, Options, compile_models, plan_only
 from pleas_fx.errors import OptionError
 from pleas_fx.heads import Classes
-from pleas_fx.ir import Count, GroupId, Plan, Symmetry
+from pleas_fx.ir import Count, GroupId, Plan, Program, Symmetry
 from pleas_fx.result import MergeResult, RecipeValue
 
 if TYPE_CHECKING:
@@ -36,7 +36,13 @@ def permutation_groups(model: nn.Module, example_inputs: Inputs) -> Symmetry:
     Raises:
         TraceError: the model can't be traced or fails on the example inputs.
     """
-    return Groups().run(trace(model, as_tuple(example_inputs)))
+    return analyse(model, example_inputs)[1]
+
+
+def analyse(model: nn.Module, example_inputs: Inputs) -> tuple[Program, Symmetry]:
+    """The permutation groups of ``model``, and the graph whose nodes they name."""
+    program = trace(model, as_tuple(example_inputs))
+    return program, Groups().run(program)
 
 
 def count(model: nn.Module, example_inputs: Inputs) -> Count:

@@ -73,14 +73,21 @@ def _common(
 
 @app.command()
 def groups(
-    model: Model, input: Input = None, as_json: AsJson = False, debug: Debug = False
+    model: Model,
+    input: Input = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the network, each group in its colour, as a page."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Show which channels of MODEL can be permuted together, with a certificate."""
     with session(as_json, debug) as current:
         from pleas_fx.commands.groups import groups as run
         from pleas_fx.commands.inputs import shape
 
-        current.answer = run(model, [shape(text) for text in input or ()])
+        current.answer = run(model, [shape(text) for text in input or ()], html)
 
 
 @app.command()

@@ -89,7 +89,7 @@ class TestErrors:
         def fails(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(api, "permutation_groups", fails)
+        monkeypatch.setattr(api, "analyse", fails)
         call = run("groups", "nets.py:b", *(["--json"] if as_json else []))
         assert call.status == status
         assert call.err.startswith(line)

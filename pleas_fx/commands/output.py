@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pleas_fx.errors import PleasError
+from pleas_fx.errors import ArtefactError, PleasError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -116,6 +119,22 @@ def progress(title: str) -> Iterator[Reporter]:
                 shown.advance(task)
 
         yield report
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ArtefactError: the disk fails, or something else has that name; it is unchanged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pleas-") as folder:
+            fresh = Path(folder) / "fresh"
+            fresh.write_text(text, encoding="utf-8")
+            os.replace(fresh, path)
+    except OSError as error:
+        raise ArtefactError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def to_json(document: object) -> str:
