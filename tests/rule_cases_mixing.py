@@ -198,6 +198,12 @@ CONTRACTION = [
         _selective, a=plain(2, 5), c=plain(2, 5), q=plain(5, 10), b=plain(5, 3),
     ), "5", BOTH),
     _windowed("attention-windows", _looked_up, "3x1 9 3x5 3x7"),
+    Case("weight-norm", net(
+        lambda s, x: s.b(F.conv2d(s.a(x), torch._weight_norm(s.w, s.g, 0))),
+        a=plain(2, 5), b=plain(7, 3),
+        w=lambda: nn.Parameter(torch.randn(7, 5, 3, 3)),
+        g=lambda: nn.Parameter(torch.rand(7, 1, 1, 1) + 0.5),
+    ), "7 5"),
     Case("standardised-weight", net(
         lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
         a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),
