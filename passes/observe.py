@@ -21,6 +21,7 @@ from pleas_fx.rules.modules import channelwise, contraction, is_depthwise
 
 Batch = tuple[Tensor, ...]
 POINTS = 6  # places per group and kind that are observed
+FEWEST_ROWS = 4096  # at each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ def observe(
 ) -> Statistics:
     """Joint moments of every group at the places where it is read and made.
 
+    ``rows_per_channel`` are shared out among the places of a group, whose moments are added up.
+
     Raises:
         CalibrationError: a source turns a batch into NaN or Inf; names batch and layer.
     """
@@ -104,13 +107,16 @@ class _Sums:
         self.quota: dict[tuple[str, GroupId], int] = {}
         self.held: dict[tuple[str, GroupId], list[Tensor]] = {}
         sizes = {g.id: g.size for g in planned_groups(symmetries[0])}
-        for key in {(n, g) for kind in self.wanted for g, nodes in kind.items() for n in nodes}:
+        places = {
+            (n, g): len(nodes) for kind in self.wanted for g, nodes in kind.items() for n in nodes
+        }
+        for key, points in places.items():
             found = [extractor(s.layout, *key) for s in symmetries]
             if all(f is not None for f in found) and len({f.index.shape for f in found if f}) == 1:
                 self.extractors[key] = [f for f in found if f is not None]
                 size = sizes[key[1]]
                 self.moments[key] = Moments.zeros(size * self.sources)
-                total = rows_per_channel * self.sources * size + 4096
+                total = rows_per_channel * self.sources * size // points + FEWEST_ROWS
                 times = self.extractors[key][0].index.shape[0]
                 self.quota[key] = -(-total // (batches * times))
 
@@ -149,11 +155,11 @@ class _Sums:
     def _hold(self, key: tuple[str, GroupId], part: Tensor) -> None:
         """Add rows when there are many: a wide second moment costs more to add up than its rows.
 
-        What waits is at most a quarter of the sums themselves.
+        What waits is at most half of the sums themselves, and one batch.
         """
         held = self.held.setdefault(key, [])
         held.append(part)
-        if 2 * sum(len(p) for p in held) >= part.shape[1]:
+        if sum(len(p) for p in held) >= part.shape[1]:
             self.moments[key].add(torch.cat(self.held.pop(key)))
 
     def result(self) -> Statistics:

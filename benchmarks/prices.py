@@ -1,0 +1,72 @@
+"""Which prices of merging the planner needs: merges of more and less related pairs of networks.
+
+    python -m benchmarks.prices
+
+Small networks of the test zoo; the second of a pair is its own random weights, moved towards the
+first's by a share. Per set of prices: predicted error, and the worst output's relative error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+import pleas_fx as pf
+from pleas_fx import compiler
+from tests.merging import outputs, worst
+from tests.networks import NETWORKS, Network
+
+Prices = tuple[tuple[float, float], ...]
+ENDS: Prices = ((math.inf, 1.0), (1.0, math.inf))
+SETS: dict[str, Prices] = {
+    "1, 1.5": ((1.0, 1.0), (1.5, 1.0), *ENDS),
+    "1.5": ((1.5, 1.0), *ENDS),
+    "1": ((1.0, 1.0), *ENDS),
+    "none": ENDS,
+}
+NAMES = ("resnet", "narrow_resnet", "vgg", "densenet", "mobilenet_v2")
+SHARES = (0.3, 0.6, 0.8)
+BUDGETS = (("flops", 0.75), ("flops", 1.0), ("flops", 1.25), ("width", 1.0), ("width", 1.25))
+CALIBRATION, TEST = 128, 64
+
+
+def related(network: Network, share: float) -> tuple[nn.Module, nn.Module]:
+    """Two networks; the second has a share of the first's weights."""
+    first, second = network.make(0), network.make(1)
+    with torch.no_grad():
+        for own, other in zip(second.parameters(), first.parameters(), strict=True):
+            own.lerp_(other, share)
+    return first, second
+
+
+def measure(name: str, share: float, budget: tuple[str, float]) -> str:
+    """A line of the table."""
+    network = NETWORKS[name]
+    models = related(network, share)
+    calibration, test = network.batch(CALIBRATION, seed=3), network.batch(TEST, seed=9)
+    expected = [outputs(model, test)[0] for model in models]
+    size: dict[str, Any] = dict([budget])
+    cells = []
+    for prices in SETS.values():
+        compiler.MENUS["pleas"] = prices
+        result = pf.merge(models, calibration, progress=False, **size)
+        error = worst(outputs(result.model, test), expected)
+        cells.append(f"{result.plan.predicted_error:.3f} / {error:.3f}")
+    return f"| {name} | {share} | {budget[0]} {budget[1]} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Print the table."""
+    print("| network | related | budget | " + " | ".join(SETS) + " |")
+    print("|---|---:|---|" + "---:|" * len(SETS))
+    for name in NAMES:
+        for share in SHARES:
+            for budget in BUDGETS:
+                print(measure(name, share, budget), flush=True)
+
+
+if __name__ == "__main__":
+    main()
