@@ -2,8 +2,12 @@
 
 torch.fx gives up where control flow asks a proxy for its truth, length or elements. Here each
 node is also executed while it is recorded, so sizes, lengths and comparisons of sizes have their
-answers: branches and loops go the way they go on inputs of this size. Nothing that depends on the
-*contents* of a tensor is decided. Sizes that only flow into operators stay in the graph.
+answers: branches and loops go the way they go on inputs of this size. Inputs that aren't given are
+their defaults. Nothing that depends on the *contents* of a tensor is decided. Sizes that only flow
+into operators stay in the graph.
+
+A module whose code still can't be followed becomes a leaf, the innermost one that contains the
+place; the rest goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +28,11 @@ def concrete_trace(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule
     with torch.no_grad():
         graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def computes_weights(module: nn.Module) -> bool:
+    """Whether a module of torch's own computes its weights on every call (``parametrize``)."""
+    return type(module).__module__.startswith("torch.nn.utils.")
 
 
 class _Known(fx.Proxy):
@@ -55,6 +64,8 @@ class _Tracer(fx.Tracer):
         self.inputs: Iterator[Any] = iter([t.detach().clone() for t in inputs])
         self.values: dict[fx.Node, Any] = {}
         self.executing = False
+        self.opaque: set[nn.Module] = set()
+        self.parameters: dict[str, fx.Proxy] = {}
 
     # -- questions that proxies ask ----------------------------------------------------------
 
@@ -101,12 +112,45 @@ class _Tracer(fx.Tracer):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         return execute(self.root, node.op, node.target, args, kwargs)
 
+    def _proxy_placeholder(self, name: str, *rest: Any) -> Any:
+        proxy = super()._proxy_placeholder(name, *rest)
+        if isinstance(self.value(proxy), Tensor):
+            return proxy
+        self.graph.erase_node(proxy.node)
+        return self.values.pop(proxy.node)
+
+    # -- modules that can't be followed ------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+        return leaf or m in self.opaque
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.executing:
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.is_leaf_module(m, self.path_of_module(m)):
+                raise
+            self._forget(before)
+            self.module_stack = stack
+            self.opaque.add(m)
+            return super().call_module(m, forward, args, kwargs)
+
+    def _forget(self, before: int) -> None:
+        """Take back the nodes of an attempt."""
+        nodes = list(self.graph.nodes)[before:]
+        for node in reversed(nodes):
+            self.graph.erase_node(node)
+            self.values.pop(node, None)
+        gone = [key for key, proxy in self.parameters.items() if proxy.node in nodes]
+        for key in gone:
+            del self.parameters[key]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         if self.executing:
             return attr_val
+        self.parameters = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)

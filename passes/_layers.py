@@ -440,12 +440,13 @@ class Layers:
     ) -> fx.Node:
         walk = self.walk
         slots = {dim: self._output_slots(axes, S) for dim, axes in classes.items()}
+        if any(len(own) == 0 for own in slots.values()):
+            raise walk.mismatch(node, "the axes of a parameter have different lanes")
         places = [
             (dim, source_positions(slots[dim], walk.table, axes)) for dim, axes in classes.items()
         ]
         tensor = blend(tensors, *places) if places else _mean(tensors, S)
-        alone = lanes == 1 and walk.everyone == S
-        name = walk.lane_name(str(node.target), S, alone)
+        name = walk.lane_name(str(node.target), S, lanes == 1 and walk.everyone == S)
         register(walk.root, name, tensor, isinstance(tensors[0], nn.Parameter))
         emitted = walk.emit("get_attr", name)
         walk.labeller.source(walk.values[emitted])

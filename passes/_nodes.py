@@ -70,10 +70,12 @@ class Nodes:
             self._unlabelled(node, operands)
         elif node.target in CATS and node.op == "call_function":
             self._concatenate(node)
+        elif self._several_dims(node):
+            self._opaque(node)
         elif node.name in walk.symmetries[0].coupled:
             self._coupled(node, operands)
         elif self._vanishes(node):
-            self._opaque(node, operands)
+            self._opaque(node)
         else:
             self._lane_wise(node, operands)
 
@@ -156,7 +158,13 @@ class Nodes:
             if self.walk.groups_of([c])
         )
 
-    def _opaque(self, node: fx.Node, operands: list[Value]) -> None:
+    def _several_dims(self, node: fx.Node) -> bool:
+        """Whether channels are mixed that lie along several dims of one operand (its weights)."""
+        if node.name not in self.walk.symmetries[0].coupled:
+            return False
+        return any(len(self._dims(n)) > 1 for n in node.all_input_nodes)
+
+    def _opaque(self, node: fx.Node) -> None:
         """The operator reads its channels in ways unknown: every lane must be whole."""
         walk = self.walk
         groups = walk.operand_groups(node)
@@ -167,6 +175,8 @@ class Nodes:
             loaded = self._load(node, S)
             if loaded is not None:
                 lanes[S] = self._emit(node, *loaded)
+                if walk.labelled(node):
+                    walk.relabel(node, S, lanes[S])
         if not lanes:
             raise walk.mismatch(node, "an operator needs all channels")
         walk.keep(node, lanes)
@@ -219,10 +229,13 @@ class Nodes:
         return self.walk.part(self.walk.env[operand.name], emitted, joined, lane, dim)
 
     def _channel_dim(self, node: fx.Node) -> int:
-        dims = {d for c in self.walk.classes(node, 0) for d in range(c.ndim) if c.shape[d] > 1}
+        dims = self._dims(node)
         if len(dims) != 1:
             raise self.walk.mismatch(node, "mixes channels along several dims")
         return dims.pop()
+
+    def _dims(self, node: fx.Node) -> set[int]:
+        return {d for c in self.walk.classes(node, 0) for d in range(c.ndim) if c.shape[d] > 1}
 
     # -- concatenation -----------------------------------------------------------------------
 

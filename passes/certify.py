@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from passes._randomised import randomised
 from pleas_fx.ir import Axis, Certificate, Frozen, Group, GroupId, Permutation, Program, Symmetry
 from pleas_fx.permuting import axis_moves, permuted, random_permutation
 
@@ -23,8 +24,8 @@ def certify(program: Program, symmetry: Symmetry, *, trials: int, seed: int) -> 
     Every affine parameter and statistic is drawn at random first, in float64: initial values
     (ones, zeros) would hide errors.
     """
-    model = randomised(program.module, seed).double()
     inputs = tuple(t.double() if t.is_floating_point() else t for t in program.inputs)
+    model = randomised(program.module, inputs, seed)
     reference = _run(model, inputs)
 
     def error(permutation: Permutation) -> float:
@@ -48,22 +49,6 @@ def certify(program: Program, symmetry: Symmetry, *, trials: int, seed: int) -> 
         culprits=culprits,
     )
     return replace(symmetry, certificate=certificate)
-
-
-def randomised(module: nn.Module, seed: int) -> nn.Module:
-    """A copy whose vectors, statistics and constant tensors are random (positive variances)."""
-    result = copy.deepcopy(module)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, tensor in result.state_dict(keep_vars=True).items():
-            if not tensor.is_floating_point() or tensor.numel() == 0:
-                continue
-            flat = tensor.detach().reshape(-1)
-            if tensor.dim() <= 1 or bool((flat == flat[0]).all()):
-                noise = torch.rand(tensor.shape, generator=generator).to(tensor) + 0.5
-                centred = key.endswith(("bias", "running_mean"))
-                tensor.copy_(noise - 1.0 if centred else noise)
-    return result
 
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

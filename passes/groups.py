@@ -14,12 +14,30 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
-from pleas_fx.classes import Facts, Grouping, assemble, collapses, settled_axes
+from pleas_fx.classes import (
+    Facts,
+    Grouping,
+    Hash,
+    assemble,
+    collapses,
+    positions,
+    settled_axes,
+    signatures,
+)
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
 
 ROUNDS = 4
+WRITTEN = "a constant written in the model's code"
+HELD = frozenset(
+    {
+        "combined with a value that has no labels along this axis",
+        "summed with a value that has no labels along this axis",
+        WRITTEN,
+    }
+)
+NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 
 
@@ -40,28 +58,41 @@ def groups(program: Program) -> Symmetry:
 
     Ties that come late (a convolution behind a pixel shuffle) make labels equal that earlier
     operators took for different ones: then the classes found become the labels of another round.
+    What turns out to be positions of a table (of tokens, say) has no labels in a last round.
     """
     try:
         inputs = _one_example(program)
-        labeller, facts = _propagate(program, inputs, {}, 0)
+        labeller, facts = _propagate(program, inputs, {}, NOTHING)
     except RuntimeError:  # a batch size written into the graph
         inputs = program.inputs
-        labeller, facts = _propagate(program, inputs, {}, 0)
+        labeller, facts = _propagate(program, inputs, {}, NOTHING)
     for _ in range(ROUNDS):
         if not collapses(facts):
             break
-        labeller, facts = _propagate(program, inputs, settled_axes(facts), facts.count)
+        known, colours = settled_axes(facts), signatures(facts)
+        labeller, facts = _propagate(program, inputs, known, colours)
+    tables = {str(n.target) for n in program.module.graph.nodes if n.op == "get_attr"}
+    found = positions(facts, tables, HELD)
+    if found:
+        known, colours = settled_axes(facts), signatures(facts)
+        labeller, facts = _propagate(program, inputs, known, colours, found)
     return symmetry(assemble(facts), labeller.coupled)
 
 
 def _propagate(
-    program: Program, inputs: tuple[Tensor, ...], known: Mapping[Axis, IntArray], count: int
+    program: Program,
+    inputs: tuple[Tensor, ...],
+    known: Mapping[Axis, IntArray],
+    colours: Hash,
+    unlabelled: frozenset[Axis] = frozenset(),
 ) -> tuple[Labeller, Facts]:
-    labeller = Labeller(RULES, known, count)
+    """``known`` labels are those that have one of the ``colours``."""
+    labeller = Labeller(RULES, known, len(colours))
+    labeller.unlabelled = unlabelled
     runner = _Runner(program.module, labeller)
     with explicit_operators(), torch.no_grad():
         runner.run_labelled(inputs)
-    return labeller, _facts(labeller, runner.values)
+    return labeller, _facts(labeller, runner.values, colours)
 
 
 def symmetry(grouping: Grouping, coupled: set[str]) -> Symmetry:
@@ -107,10 +138,12 @@ class _Runner(fx.Interpreter):
 
     def run_labelled(self, inputs: tuple[Tensor, ...]) -> None:
         for key, tensor in self.module.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point():
+                continue  # tables of positions and counters: constants, the same in all sources
             self.labeller.parameter(key, tensor)
             if key.startswith("_tensor_constant"):
                 for labels in self.labeller.of(tensor):
-                    self.labeller.pin(labels, "a constant written in the model's code")
+                    self.labeller.pin(labels, WRITTEN)
         for tensor in inputs:
             self.labeller.source(tensor)
         with self.labeller:
@@ -132,7 +165,7 @@ class _Runner(fx.Interpreter):
                 self.labeller.pin(labels, "network output")
 
 
-def _facts(labeller: Labeller, values: dict[str, tuple[IntArray, ...]]) -> Facts:
+def _facts(labeller: Labeller, values: dict[str, tuple[IntArray, ...]], colours: Hash) -> Facts:
     ties = [t.numpy() for t in labeller.ties]
     kernels = [p.labels.numpy() for p in labeller.pins if p.kernel]
     axes = {axis: labels.numpy() for axis, labels in labeller.axes.items()}
@@ -146,4 +179,5 @@ def _facts(labeller: Labeller, values: dict[str, tuple[IntArray, ...]]) -> Facts
         pins=[(p.labels.numpy(), p.node, p.reason) for p in labeller.pins if not p.kernel],
         kernels=np.concatenate(kernels) if kernels else np.zeros(0, np.int64),
         sites=[(s.labels.numpy(), s.where) for s in labeller.sites],
+        colours=np.pad(colours, (0, labeller.count - len(colours))),
     )

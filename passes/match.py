@@ -44,7 +44,7 @@ class Match:
     ) -> Matching:
         if statistics is None or self.on == "weights":
             return match_weights(programs, symmetries[0])
-        return match_activations(symmetries[0], statistics)
+        return match_activations(programs, symmetries[0], statistics)
 
 
 def identity_matching(symmetry: Symmetry, sources: int) -> Matching:
@@ -65,8 +65,13 @@ def families(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     return [tuple(members) for members in found.values()]
 
 
-def match_activations(symmetry: Symmetry, statistics: Statistics) -> Matching:
-    """Assignments that maximise the summed Pearson correlation over all places."""
+def match_activations(
+    programs: Sequence[Program], symmetry: Symmetry, statistics: Statistics
+) -> Matching:
+    """Assignments that maximise the summed Pearson correlation over all places.
+
+    Groups that live inside an operator, where nobody sees them, are matched by their weights.
+    """
     sources = statistics.sources
     base = identity_matching(symmetry, sources)
     partner, similarity = dict(base.partner), dict(base.similarity)
@@ -82,6 +87,11 @@ def match_activations(symmetry: Symmetry, statistics: Statistics) -> Matching:
         count = family[0].blocks.count if family[0].blocks else None
         for group, found in zip(family, consistent(pairs, sources, count), strict=True):
             partner[group.id] = found
+    unseen = [f for f in families(symmetry.groups) if not any(places[g.id].moments for g in f)]
+    if unseen:
+        reference = _weights(programs[0].module, symmetry)
+        for s in range(1, sources):
+            _descend(programs[s], symmetry, reference, partner, s, unseen)
     for group in planned_groups(symmetry):
         similarity[group.id] = places[group.id].agreement(partner[group.id])
     return Matching(partner, similarity)
@@ -123,7 +133,7 @@ def match_weights(programs: Sequence[Program], symmetry: Symmetry) -> Matching:
     similarity = dict(base.similarity)
     reference = _weights(programs[0].module, symmetry)
     for s in range(1, len(programs)):
-        _descend(programs[s], symmetry, reference, partner, s)
+        _descend(programs[s], symmetry, reference, partner, s, families(symmetry.groups))
     for group in planned_groups(symmetry):
         similarity[group.id] = _weight_agreement(programs, symmetry, group, reference, partner)
     return Matching(partner, similarity)
@@ -141,8 +151,8 @@ def _descend(
     reference: Mapping[str, torch.Tensor],
     partner: dict[GroupId, IntArray],
     source: int,
+    units: Sequence[tuple[Group, ...]],
 ) -> None:
-    units = families(symmetry.groups)
     for _ in range(SWEEPS):
         changed = False
         for family in units:

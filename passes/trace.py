@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from passes._concrete import concrete_trace
+from passes._concrete import computes_weights, concrete_trace
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 
@@ -33,41 +34,53 @@ class Trace:
 def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     """A program of ``model`` in eval mode; ``inputs`` are example inputs, batch first.
 
-    The model itself is untouched: a deep copy is traced. In-place operators become ordinary ones,
-    operators that do nothing in eval mode (dropout, stochastic depth) disappear.
+    The model itself is untouched: a deep copy is traced, symbolically where that works, else with
+    the sizes of the example. In-place operators become ordinary ones, operators that do nothing in
+    eval mode (dropout, stochastic depth) disappear.
 
     Raises:
-        TraceError: the model can't be traced symbolically, or fails on the example inputs.
+        TraceError: no graph computes what the model does on the example inputs.
     """
-    module = _traced(model, tuple(inputs))
-    _drop_inplace(module)  # first: what only writes in place looks dead
-    module.graph.eliminate_dead_code()
-    shapes, result = _run(module, tuple(inputs))
-    _check(result, model, tuple(inputs))
-    module.graph.lint()
-    module.recompile()
-    return Program(module, tuple(inputs), shapes, _paths(module))
-
-
-def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
-    """Symbolically where that works; with known sizes where control flow asks for them."""
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    name = type(model).__name__
+    given = tuple(inputs)
     try:
-        return _attempt(f"{name} can't be traced by torch.fx", fx.symbolic_trace, model)
+        return _program(_symbolic, model, given)
     except TraceError as failure:
-        known = partial(concrete_trace, inputs=inputs)
-        return _attempt(f"{failure}; nor with known sizes", known, model)
+        known = partial(concrete_trace, inputs=given)
+        try:
+            return _program(known, model, given)
+        except TraceError as other:
+            name = type(model).__name__
+            text = f"{name} can't be traced by torch.fx: {failure}; nor with known sizes: {other}"
+            raise TraceError(text) from other
 
 
-def _attempt(
-    what: str, tracer: Callable[[nn.Module], fx.GraphModule], model: nn.Module
-) -> fx.GraphModule:
+FrontEnd = Callable[[nn.Module], fx.GraphModule]
+
+
+class _Symbolic(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    graph = _Symbolic().trace(model)
+    return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     try:
-        return tracer(copy.deepcopy(model).eval())
+        module = front_end(copy.deepcopy(model).eval())
     except Exception as error:
-        raise TraceError(f"{what}: {_first_line(error)}") from error
+        raise TraceError(_first_line(error)) from error
+    _drop_inplace(module)  # first: what only writes in place looks dead
+    module.graph.eliminate_dead_code()
+    shapes, result = _run(module, inputs)
+    _check(result, model, inputs)
+    module.graph.lint()
+    module.recompile()
+    return Program(module, inputs, shapes, _paths(module))
 
 
 def _first_line(error: Exception) -> str:
@@ -108,10 +121,24 @@ def _make_functional(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function" and node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
         return True
+    if node.op == "call_function" and (ordinary := _ordinary(node.target)) is not None:
+        node.target = ordinary
+        return True
     if node.op == "call_method" and _inplace_method(str(node.target)):
         node.target = str(node.target)[:-1]
         return True
     return False
+
+
+def _ordinary(function: Any) -> Any:
+    """``torch.clamp`` for ``torch.clamp_`` and its like; None for a function of another kind."""
+    name = getattr(function, "__name__", "")
+    if not name.endswith("_") or name.startswith("_"):
+        return None
+    for home in (torch, F):
+        if getattr(home, name, None) is function:
+            return getattr(home, name[:-1], None)
+    return None
 
 
 def _inplace_method(name: str) -> bool:

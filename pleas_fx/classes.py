@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from pleas_fx.ir import Axis, Blocks, Frozen, Group, GroupId, IntArray, Layout
+from pleas_fx.permuting import occurrences
 
 Hash = npt.NDArray[np.uint64]
 
@@ -27,6 +28,7 @@ class Facts:
     pins: Sequence[tuple[IntArray, str, str]]  # labels, node, reason
     kernels: IntArray  # labels of kernel positions: no channels at all
     sites: Sequence[tuple[IntArray, str]]
+    colours: Hash  # what an earlier round knew of each label; 0: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,24 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
     return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
 
 
+def positions(facts: Facts, tables: Set[str], reasons: Set[str]) -> frozenset[Axis]:
+    """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis."""
+    classes = components(facts.count, facts.ties)
+    held, channel = np.zeros(facts.count, bool), np.zeros(facts.count, bool)
+    for labels, _, reason in facts.pins:
+        (held if reason in reasons else channel)[classes[labels]] = True
+    for axis, labels in facts.axes.items():
+        if axis.key not in tables:
+            channel[classes[labels[labels >= 0]]] = True
+    return frozenset(
+        axis
+        for axis, labels in facts.axes.items()
+        if axis.key in tables
+        and not channel[own := classes[labels]].any()
+        and (held[own].all() or len(np.unique(own)) == 1)
+    )
+
+
 def assemble(facts: Facts) -> Grouping:
     """Classes are the components of the ties; equal ones form groups, blocks form families."""
     classes = components(facts.count, facts.ties)
@@ -80,7 +100,7 @@ def assemble(facts: Facts) -> Grouping:
     pinned[conflicts] = True
     kernel = np.zeros(facts.count, bool)
     kernel[classes[facts.kernels]] = True
-    signature = _signatures(facts, classes)
+    signature = signatures(facts)
     keys = _keys(classes, signature, pinned, unit)
     return _Builder(facts, classes, pinned, kernel, keys, conflicts).build()
 
@@ -123,16 +143,39 @@ def _mix(value: Hash) -> Hash:
     return value ^ (value >> np.uint64(31))
 
 
-def _signatures(facts: Facts, classes: IntArray) -> Hash:
-    """A hash of the places each class goes through and how often: equal ones may be exchanged."""
+def signatures(facts: Facts) -> Hash:
+    """A hash of the places each class goes through: equal ones may be exchanged.
+
+    Where a class holds several labels or occurs several times, its occurrences are exchanged in
+    order; so the hash also says in which order its labels stand at each place.
+    """
+    classes = components(facts.count, facts.ties)
+    rank = _ranks(classes)
     signature = np.zeros(facts.count, np.uint64)
+    np.add.at(signature, classes, _mix(facts.colours) * (facts.colours > 0))
     places = [labels.reshape(-1) for labels in facts.axes.values()]
     places += [labels for labels, _ in facts.sites]
-    for k, labels in enumerate(places):
-        found, counts = np.unique(classes[labels[labels >= 0]], return_counts=True)
-        salt = np.uint64((k + 1) << 32)
-        signature[found] += _mix(salt + counts.astype(np.uint64))
+    for salt, place in enumerate(places, start=1):
+        labels = place[place >= 0]
+        own = classes[labels]
+        _stamp(signature, own, salt, _mix(_unsigned(occurrences(own))) + rank[labels])
+    for salt, (children, parents) in enumerate(facts.nests, start=len(places) + 1):
+        _stamp(signature, classes[children], salt, rank[parents])
     return signature
+
+
+def _stamp(signature: Hash, classes: IntArray, salt: int, what: Hash) -> None:
+    """Add a hash of the multiset of ``what`` at one place to each class there."""
+    np.add.at(signature, classes, _mix(_mix(what) + np.uint64(salt << 32)))
+
+
+def _unsigned(values: IntArray) -> Hash:
+    return values.astype(np.uint64)
+
+
+def _ranks(classes: IntArray) -> Hash:
+    """Which of the labels of its class each label is, in order of creation."""
+    return _unsigned(occurrences(classes))
 
 
 def _keys(

@@ -167,7 +167,7 @@ def _matching(prepared: Prepared, statistics: Statistics | None, options: Option
         return identity_matching(prepared.symmetries[0], len(prepared.programs))
     if statistics is None:
         return match_weights(prepared.programs, prepared.symmetries[0])
-    return match_activations(prepared.symmetries[0], statistics)
+    return match_activations(prepared.programs, prepared.symmetries[0], statistics)
 
 
 def plan_only(

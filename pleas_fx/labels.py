@@ -104,6 +104,7 @@ class Labeller(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.rules = rules
         self.known = known or {}
+        self.unlabelled: frozenset[Axis] = frozenset()
         self.node = ""
         self.count = count
         self.axes: dict[Axis, Tensor] = {}
@@ -114,7 +115,7 @@ class Labeller(TorchDispatchMode):
         self.sites: list[Site] = []
         self.coupled: set[str] = set()
         self._coordinates: dict[int, Coordinates] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[int, list[str]] = {}
         self._alive: list[Tensor] = []
         self._data: set[int] = set()  # tensors that depend on inputs or parameters
 
@@ -127,11 +128,15 @@ class Labeller(TorchDispatchMode):
 
     def parameter(self, key: str, tensor: Tensor) -> None:
         """Give every axis of a parameter or buffer its labels."""
-        if id(tensor) in self._coordinates:
-            return  # tied parameters: the first name owns the labels
+        names = self._names.setdefault(id(tensor), [])
+        names.append(key)
+        if len(names) > 1:  # tied parameters: the same labels under every name
+            own = [(a, labels) for a, labels in self.axes.items() if a.key == names[0]]
+            self.axes.update((Axis(key, axis.dim), labels) for axis, labels in own)
+            return
         coordinates = []
         for dim, size in enumerate(tensor.shape):
-            if size == 1:
+            if size == 1 or Axis(key, dim) in self.unlabelled:
                 continue
             known = self.known.get(Axis(key, dim))
             labels = self.fresh(size) if known is None else torch.from_numpy(known)
@@ -139,7 +144,6 @@ class Labeller(TorchDispatchMode):
             shape = [1] * tensor.dim()
             shape[dim] = size
             coordinates.append(labels.view(shape).expand(tensor.shape))
-        self._names[id(tensor)] = key
         self.assign(tensor, coordinates)
         self._data.add(id(tensor))
 
@@ -158,9 +162,9 @@ class Labeller(TorchDispatchMode):
         """The coordinates of a tensor; empty for anything that carries none."""
         return self._coordinates.get(id(value), [])
 
-    def name_of(self, tensor: Tensor) -> str | None:
-        """The state_dict key of a parameter, None for any other tensor."""
-        return self._names.get(id(tensor))
+    def names_of(self, tensor: Tensor) -> list[str]:
+        """The state_dict keys of a parameter, none for any other tensor."""
+        return self._names.get(id(tensor), [])
 
     def depends_on_data(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from inputs or parameters."""
@@ -197,11 +201,12 @@ class Labeller(TorchDispatchMode):
 
     def localise(self, weight: Tensor, dim: int, labels: Tensor) -> bool:
         """Make a weight axis block-local: it has other labels in every row. False: impossible."""
-        key = self.name_of(weight)
-        if key is None or key in {axis.key for axis in self.local}:
+        names = self.names_of(weight)
+        if not names or names[0] in {axis.key for axis in self.local}:
             return False
-        self.axes.pop(Axis(key, dim), None)
-        self.local[Axis(key, dim)] = labels
+        for key in names:
+            self.axes.pop(Axis(key, dim), None)
+            self.local[Axis(key, dim)] = labels
         return True
 
     def visit(self, labels: Tensor, where: str) -> None:

@@ -46,11 +46,15 @@ def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> 
     by_key: dict[str, list[Axis]] = {}
     for axis in moves:
         by_key.setdefault(axis.key, []).append(axis)
+    done: set[int] = set()  # a tied parameter has several names
     with torch.no_grad():
         for key, axes in by_key.items():
             if key not in tensors:
                 raise IncompatibleModelsError(f"the model has no parameter {key}")
             tensor = tensors[key]
+            if id(tensor) in done:
+                continue
+            done.add(id(tensor))
             tensor.copy_(_moved(tensor, [(a, moves[a]) for a in axes], symmetry.layout))
     return result
 

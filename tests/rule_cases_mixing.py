@@ -86,6 +86,42 @@ def transposed(c_in: int, c_out: int, groups: int) -> Callable[[], nn.Module]:
     return lambda: nn.ConvTranspose2d(c_in, c_out, 3, groups=groups)
 
 
+def _selective(s: Any, x: Tensor) -> Tensor:
+    """Two branches, weighted channel by channel with a softmax over the branches (SKNet)."""
+    both = torch.stack([s.a(x), s.c(x)], 1)
+    weights = s.q(both.sum(1)).unflatten(1, (2, 5)).softmax(1)
+    return s.b((both * weights).sum(1))
+
+
+def _windows(bias: Callable[[Any], Tensor]) -> Forward:
+    """Attention in five windows of seven tokens, with a bias a head and pair of tokens (Swin)."""
+
+    def function(s: Any, x: Tensor) -> Tensor:
+        tokens = s.a(x.flatten(2).transpose(1, 2)).reshape(-1, 7, 9)
+        q, k, v = (layer(tokens).unflatten(2, (3, -1)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        scores = q @ k.transpose(2, 3) + bias(s)
+        scores = scores.view(-1, 5, 3, 7, 7) + s.mask.view(1, 5, 1, 7, 7)
+        mixed = scores.view(-1, 3, 7, 7).softmax(-1) @ v
+        return s.b(mixed.transpose(1, 2).flatten(2))
+
+    return function
+
+
+def _looked_up(s: Any) -> Tensor:
+    return s.table[s.index.view(-1)].view(7, 7, 3).permute(2, 0, 1)
+
+
+def _windowed(name: str, bias: Callable[[Any], Tensor], groups: str, needless: str = "") -> Case:
+    return Case(name, net(
+        _windows(bias),
+        a=lambda: nn.Linear(2, 9), b=lambda: nn.Linear(21, 3),
+        q=lambda: nn.Linear(9, 15), k=lambda: nn.Linear(9, 15), v=lambda: nn.Linear(9, 21),
+        mask=lambda: torch.randint(2, (5, 7, 7)),
+        table=lambda: nn.Parameter(torch.randn(13, 3)),
+        index=lambda: torch.arange(7)[:, None] - torch.arange(7) + 6,
+    ), groups, inert="k.bias.0", needless=needless)  # fmt: skip
+
+
 def _attention(s: Any, x: Tensor) -> Tensor:
     """Three heads, of 5 channels for queries and keys and of 7 for values."""
     tokens = s.a(x.flatten(2).transpose(1, 2))
@@ -158,6 +194,16 @@ CONTRACTION = [
         a=lambda: nn.Linear(2, 9), b=lambda: nn.Linear(21, 3),
         q=lambda: nn.Linear(9, 15), k=lambda: nn.Linear(9, 15), v=lambda: nn.Linear(9, 21),
     ), "9 3x5 3x7", inert="k.bias.0"),
+    Case("selective-kernel", net(
+        _selective, a=plain(2, 5), c=plain(2, 5), q=plain(5, 10), b=plain(5, 3),
+    ), "5", BOTH),
+    _windowed("attention-windows", _looked_up, "3x1 9 3x5 3x7"),
+    Case("weight-norm", net(
+        lambda s, x: s.b(F.conv2d(s.a(x), torch._weight_norm(s.w, s.g, 0))),
+        a=plain(2, 5), b=plain(7, 3),
+        w=lambda: nn.Parameter(torch.randn(7, 5, 3, 3)),
+        g=lambda: nn.Parameter(torch.rand(7, 1, 1, 1) + 0.5),
+    ), "7 5"),
     Case("standardised-weight", net(
         lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
         a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),

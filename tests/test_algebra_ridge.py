@@ -205,6 +205,20 @@ def test_exact_targets_leave_nothing() -> None:
     assert distance(found.weight, given.prior) < TIGHT
 
 
+@pytest.mark.parametrize(("offset", "status"), [(0.0, "prior"), (0.03, "cholesky")])
+def test_rounding_is_not_fitted(offset: float, status: str) -> None:
+    """A prior that leaves noise, but nothing that weights could explain, is kept to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(4096, 9, generator=generator), torch.randn(4096, 3, generator=generator)
+    prior = torch.randn(3, 9, generator=generator)
+    gram = Gram.zeros(9, 3)
+    gram.add(z, z @ (prior + offset).T + 0.01 * noise)
+    found = solve(gram, prior, torch.zeros(3), 0.0)
+    assert found.status == status
+    assert torch.equal(found.weight, prior.double()) == (status == "prior")
+    assert found.residual > 1e-6
+
+
 def test_no_rows_give_the_prior() -> None:
     """Without any rows, weight and bias are the prior's, and the residual is unknown."""
     given = case()

@@ -336,11 +336,8 @@ def test_padded_windows_keep_their_channels() -> None:
     )
 
 
-def test_channels_that_occur_in_another_order_are_caught_by_the_certificate() -> None:
-    """p0 p1 q0 q1 q2 q3 p2 p3 with p + q: channels 0 and 2 have their parts the other way round.
-
-    Occurrences are matched in order, so the group is wrong; it is frozen and named a culprit.
-    """
+def test_channels_that_occur_in_another_order_are_told_apart() -> None:
+    """p0 p1 q0 q1 q2 q3 p2 p3 with p + q: channels 0 and 2 have their parts the other way round."""
     order = [0, 1, 4, 5, 6, 7, 2, 3]
     build = net(
         lambda s, x: s.b(torch.cat([s.a(x), s.d(x)], 1)[:, order]) + s.c(s.a(x) + s.d(x)),
@@ -349,9 +346,55 @@ def test_channels_that_occur_in_another_order_are_caught_by_the_certificate() ->
         c=lambda: conv(4, 3),
         d=lambda: conv(2, 4),
     )
-    certificate = permutation_groups(seeded(build, 0).double(), example()).certificate
-    assert certificate.culprits
-    assert certificate.max_error < 1e-9
+    symmetry = permutation_groups(seeded(build, 0).double(), example())
+    assert sizes(symmetry.groups) == ["2", "2"]
+    assert not symmetry.certificate.culprits
+
+
+def test_heads_that_may_not_move_keep_their_channels() -> None:
+    """A value that differs a head without labels ties the heads, not what is inside them."""
+    build = net(
+        lambda s, x: s.b((s.a(x).view(-1, 3, 5, 5, 7) * s.t.cumsum(0)).flatten(1, 2)),
+        a=lambda: conv(2, 15),
+        b=lambda: conv(15, 3),
+        t=lambda: torch.nn.Parameter(torch.randn(3, 1, 1, 1)),
+    )
+    symmetry = permutation_groups(seeded(build, 0).double(), example())
+    assert sizes(symmetry.groups) == ["5"]
+    assert not symmetry.certificate.culprits
+
+
+def embedded(table: Any) -> Any:
+    """Tokens of nine channels, a table of positions added, and a layer on each token."""
+    return net(
+        lambda s, x: s.b(s.a(x.flatten(2).mT) + s.p[: x.shape[2] * x.shape[3]]).mean(1),
+        a=lambda: nn.Linear(2, 9),
+        b=lambda: nn.Linear(9, 3),
+        p=table,
+    )
+
+
+def test_positions_of_a_table_are_no_channels() -> None:
+    """Tokens have no labels, so the rows of their table have none either; its columns move."""
+    build = embedded(lambda: nn.Parameter(torch.randn(35, 9)))
+    symmetry = permutation_groups(seeded(build, 0).double(), example())
+    assert sizes(symmetry.groups) == ["9"]
+    assert Axis("p", 1) in symmetry.groups[0].axes
+    assert "p.0" not in {f"{f.axis.key}.{f.axis.dim}" for f in symmetry.frozen}
+    assert Axis("p", 0) not in symmetry.layout.axes
+
+
+def test_held_channels_of_a_layer_stay_channels() -> None:
+    """The same reason on a layer's own axis freezes it, together with the table that meets it."""
+    build = net(
+        lambda s, x: s.b((s.a(x) + s.p) * x.mean((2, 3), keepdim=True).cumsum(1)),
+        a=lambda: conv(2, 2),
+        b=lambda: conv(2, 3),
+        p=lambda: nn.Parameter(torch.randn(2, 1, 1)),
+    )
+    symmetry = permutation_groups(seeded(build, 0).double(), example())
+    assert not symmetry.groups
+    assert Axis("p", 0) in {f.axis for f in symmetry.frozen}
 
 
 def test_a_sampling_grid_that_is_a_parameter_stays() -> None:

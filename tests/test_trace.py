@@ -113,13 +113,100 @@ def test_graphs_that_compute_something_else_are_refused() -> None:
 
 
 def test_contents_of_tensors_decide_nothing() -> None:
-    """A branch on values is refused, with both reasons."""
+    """A branch on values in the network itself is refused, with both reasons."""
 
     def decided(_: nn.Module, x: Tensor) -> Tensor:
         return x.relu() if x.mean() > 0 else x
 
     with pytest.raises(TraceError, match="nor with known sizes: control flow depends on the cont"):
         trace(Controlled(decided), INPUTS)
+
+
+class Sorting(nn.Module):
+    """A block that looks at values; ``inner`` is ordinary."""
+
+    def __init__(self, inner: nn.Module, channels: int = 6) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gain = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x) * self.gain
+        return y.relu() if y.mean() > -100 else y
+
+
+def opaque(depth: int) -> nn.Module:
+    """Convolutions around a block that can't be followed, inside as many sequences."""
+    block: nn.Module = Sorting(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)))
+    for _ in range(depth):
+        block = nn.Sequential(block, nn.Conv2d(6, 6, 1))
+    return nn.Sequential(nn.Conv2d(3, 6, 1), block, nn.Conv2d(6, 4, 1))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_module_that_can_not_be_followed_becomes_a_leaf(depth: int) -> None:
+    """Only the innermost one; the rest of the network is followed."""
+    model = seeded(lambda: opaque(depth), 0)
+    program = trace(model, INPUTS)
+    calls = [type(program.module.get_submodule(str(n.target))) for n in program.module.graph.nodes
+             if n.op == "call_module"]  # fmt: skip
+    assert calls == [nn.Conv2d, Sorting, *[nn.Conv2d] * (depth + 1)]
+    assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
+
+
+def test_channels_of_a_leaf_are_found_all_the_same() -> None:
+    """Labels go through operators, whatever module runs them; the certificate vouches for it."""
+    symmetry = pf.permutation_groups(seeded(lambda: opaque(1), 0), INPUTS)
+    assert symmetry.certificate.passed
+    assert not symmetry.certificate.culprits
+    assert sorted(g.size for g in symmetry.groups) == [6, 6, 6]
+
+
+def test_leaves_that_share_their_parameters_are_followed_elsewhere() -> None:
+    """A parameter that an abandoned attempt had read is read again afterwards."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Sorting(nn.Conv2d(3, 3, 1), 3)
+            self.last = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.block(x) * self.block.gain)
+
+    model = seeded(Twice, 0)
+    assert worst(outputs(trace(model, INPUTS).module, INPUTS), outputs(model, INPUTS)) == 0.0
+
+
+def test_a_network_around_a_leaf_merges_exactly() -> None:
+    """What is inside a leaf stays whole; nothing merged is still both networks."""
+    a, b = (seeded(lambda: opaque(1), seed).double() for seed in (0, 1))
+    inputs = (INPUTS[0].double(),)
+    result = pf.merge([a, b], inputs[0].repeat(4, 1, 1, 1), width=2.0, progress=False)
+    assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
+
+
+class Optional(nn.Module):
+    """An input that may be left out, and control flow over whether it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, power: int = 1) -> dict[str, Tensor]:
+        y = self.first(x)
+        if mask is not None:
+            y = y * mask
+        return {"logits": self.last(y**power), "features": y.mean((2, 3))}
+
+
+@pytest.mark.parametrize("shapes", [[(2, 3, 9, 9)], [(2, 3, 9, 9), (2, 1, 9, 9)]])
+def test_inputs_that_are_left_out_are_their_defaults(shapes: list[tuple[int, ...]]) -> None:
+    """Symbolic tracing alone takes the branch of a mask that isn't there."""
+    model, inputs = seeded(Optional, 0), noise(*shapes)
+    program = trace(model, inputs)
+    assert worst(outputs(program.module, inputs), outputs(model, inputs)) == 0.0
+    assert pf.permutation_groups(model, inputs).certificate.passed
 
 
 def test_the_model_is_left_alone() -> None:

@@ -18,12 +18,14 @@ random weights, every affine parameter and statistic drawn at random, inputs as 
 network takes, eight random calibration examples.
 
 - **certificate**: largest relative error in float64 over two random permutations of all groups
-- **coverage**: share of the entries of all channel axes of weights that may move
+- **coverage**: share of the entries of all channel axes of weights that may move; positions in a
+  kernel or in a table aren't channels
 - **planted**: relative error (float32, new inputs) of the merge with a permuted copy at width 1.0
 - **ensemble**: the same at width 2.0 against both sources, and executed FLOPs over one source's
 - **1.25**: executed FLOPs of a merge asked to take at most 1.25 times one source's, and how far
   ONNX Runtime lies from it
 - **analysis**: the group analysis, in forward passes of two examples
+- **s**: seconds of one processor, and how much memory was used at most
 """
 
 

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 SPREAD = 0.3  # standard deviation of biases, and of running means in units of the true ones
+SMALL = 1e-4
+LOUD = 30.0  # times that a difference may grow: large weights before gates make networks chaotic
+HALVINGS = 4
 
 
 @torch.no_grad()
@@ -24,6 +28,21 @@ def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 _draw(module, name, parameter)
         _settle(model, inputs)
+        for _ in range(HALVINGS):
+            if not _amplification(model, inputs) > LOUD:
+                break
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(0.5)
+            _settle(model, inputs)
+
+
+def _amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """How much larger a small relative difference in the inputs is in the outputs."""
+    near = tuple(x + SMALL * x * torch.randn_like(x) for x in inputs)
+    outputs = (tree_leaves(model(*given)) for given in (inputs, near))
+    pairs = [(a, b) for a, b in zip(*outputs, strict=True) if isinstance(a, Tensor)]
+    return max(float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs) / SMALL
 
 
 def _draw(module: nn.Module, name: str, parameter: Tensor) -> None:

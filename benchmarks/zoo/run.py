@@ -77,6 +77,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """What was asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="networks to measure (again); none: the rest")
+    parser.add_argument("--analyse", action="store_true", help="the names given: no merges")
     parser.add_argument("--seconds", type=float, default=Limits().seconds, help="for one network")
     parser.add_argument(
         "--memory", type=int, default=Limits().memory, help="bytes, for one network"
@@ -87,10 +88,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def work_list(records: dict[str, Fields], names: list[str]) -> list[tuple[str, bool]]:
+def work_list(
+    records: dict[str, Fields], names: list[str], only_analyse: bool
+) -> list[tuple[str, bool]]:
     """Names, and whether only to analyse: every network is analysed before the first is merged."""
     if names:
-        return [(name, False) for name in names]
+        return [(name, only_analyse) for name in names]
     analyse = [(name, True) for name in MODELS if name not in records]
     merge = [n for n in MODELS if records.get(n, {}).get("status", "analysed") == "analysed"]
     return analyse + [(name, False) for name in merge]
@@ -104,7 +107,7 @@ def main() -> None:
         raise SystemExit(f"not in benchmarks/zoo/models.py: {', '.join(unknown)}")
     torch.set_num_threads(1)
     records = load(asked.folder / "coverage.json")
-    todo = [] if asked.page else work_list(records, asked.names)
+    todo = [] if asked.page else work_list(records, asked.names, asked.analyse)
     limits, end = Limits(asked.seconds, asked.memory), time.monotonic() + asked.total
     for number, (name, analysis_only) in enumerate(todo):
         if time.monotonic() > end:

@@ -21,7 +21,8 @@ __all__ = ["ChannelGram", "Gram", "Solution", "per_channel", "solve", "solve_dua
 
 # "empty": no rows, so the prior; "truncated": too ill conditioned for Cholesky, so the prior in
 # the directions that the rows don't determine (more rows or a larger ridge make it "cholesky").
-Status = Literal["empty", "prior", "cholesky", "truncated"]  # "prior": it was exact already
+# "prior": it was exact already, or no change would gain anything.
+Status = Literal["empty", "prior", "cholesky", "truncated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +81,18 @@ def solve(
     seen = prior @ zz
     power = (seen * prior).sum(-1)
     start = tt - 2 * (prior * zt.mT).sum(-1) + power
-    if _is_exact(start, c.tt + c.t.square(), gram.eps):
-        found, difference, left = _KEPT, torch.zeros_like(prior), start
-    else:
+    moment = c.tt + c.t.square()
+    found, difference, left = _KEPT, torch.zeros_like(prior), start
+    if not _is_exact(start, moment, gram.eps):
         level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
         missing = zt.mT - seen
         damping = ridge * level
-        found, difference = _invert(zz, damping, missing.mT, gram.eps)
-        change = _product(found, zz, damping, difference, missing)
-        left = start - 2 * (difference * missing).sum(-1) + (difference * change).sum(-1)
-        power = power + (difference * (2 * seen + change)).sum(-1)
+        system, step = _invert(zz, damping, missing.mT, gram.eps)
+        change = _product(system, zz, damping, step, missing)
+        gain = 2 * (step * missing).sum(-1) - (step * change).sum(-1)
+        if not _is_exact(gain, moment, gram.eps):  # else it would fit rounding
+            found, difference, left = system, step, start - gain
+            power = power + (step * (2 * seen + change)).sum(-1)
     weight = prior + difference
     mean = (weight @ c.z.unsqueeze(-1)).squeeze(-1)
     bias = c.t - mean if intercept else prior_bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
@@ -186,15 +187,24 @@ def _per_batch(ctx: Labeller, summed: Coordinates, free_dim: int) -> Tensor | No
 
 
 def _blocks(ctx: Labeller, labels: Tensor, k: int, out: Tensor) -> Coordinates:
-    """Labels that differ from batch entry to batch entry make each entry a block."""
+    """Labels that differ from batch entry to batch entry make blocks; equal ones are one block."""
     varying = [d for d in pattern(labels) if d != k]
     if not varying:
         if ctx.node:
             ctx.couple()
         return []
-    blocks = ctx.fresh(labels.shape[0]).view(-1, 1, 1)
+    blocks = _alike(ctx, labels.reshape(len(labels), -1)).view(-1, 1, 1)
     ctx.nest(labels, blocks)
     return [blocks.expand(out.shape)]
+
+
+def _alike(ctx: Labeller, rows: Tensor) -> Tensor:
+    """A fresh label for every kind of row, in order of appearance."""
+    _, kind = rows.unique(dim=0, return_inverse=True)
+    first = torch.full((int(kind.max()) + 1,), len(rows))
+    first = first.scatter_reduce(0, kind, torch.arange(len(rows)), "amin")
+    rank = first.argsort().argsort()
+    return ctx.fresh(len(first))[rank[kind]]
 
 
 def _combine_free(ctx: Labeller, free: Coordinates) -> Coordinates:

@@ -15,9 +15,11 @@ from pleas_fx.labels import (
     Refused,
     Rule,
     any_along,
+    canonical,
     compact,
     pattern,
 )
+from pleas_fx.rules.pointwise import held
 
 aten = torch.ops.aten
 
@@ -82,15 +84,17 @@ def constant(ctx: Labeller, call: Call) -> list[Coordinates]:
 
 def copied(ctx: Labeller, call: Call) -> list[Coordinates]:
     """``copy_``: what is written must move with the place it is written to."""
-    into, source = ctx.of(call.args[0]), ctx.of(call.args[1])
+    target, value = call.args[0], call.args[1]
+    into = {pattern(c): c for c in ctx.of(target)}
     if not into:
         raise Refused("writes labelled channels into an unlabelled tensor")
-    for labels in source:
-        match = [c for c in into if pattern(c) == pattern(labels.expand(c.shape))]
-        if not match:
+    for labels in ctx.of(value):
+        wide = canonical(labels.expand(target.shape))
+        if pattern(wide) not in into:
             raise Refused("the written channels don't line up with the target's")
-        ctx.tie(match[0], labels.expand(match[0].shape))
-    return [list(into)]
+        ctx.tie(into[pattern(wide)], wide)
+    held(ctx, value, into, target.shape)
+    return [list(ctx.of(target))]
 
 
 def concatenated(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -138,11 +142,12 @@ def _tied_across(
     out: Tensor,
 ) -> Coordinates:
     results: Coordinates = []
+    tangled = any(len(pattern(c)) > 1 for joined in along for c in joined)
     for k, coordinates in enumerate(across):
         for labels in coordinates:
             key = pattern(labels)
             others = [[c for c in cs if pattern(c) == key] for j, cs in enumerate(across) if j != k]
-            if not all(others) or any(along):
+            if not all(others) or tangled:
                 ctx.pin(labels, "concatenated with channels that don't line up")
             for same_pattern in others:
                 if same_pattern:

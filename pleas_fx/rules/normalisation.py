@@ -76,6 +76,12 @@ def nest_rows(ctx: Labeller, labels: Tensor, dims: set[int]) -> Tensor | None:
     return blocks
 
 
+def weight_norm(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``_weight_norm_interface(direction, length, dim)``: the length has the labels of ``dim``."""
+    direction, length = call.args[0], call.args[1]
+    return [combine(ctx, [direction, length], call.outs[0]), list(ctx.of(length))]
+
+
 def softmax(ctx: Labeller, call: Call) -> list[Coordinates]:
     """Softmax keeps labels; along a labelled dim it mixes the channels."""
     x = call.args[0]
@@ -94,6 +100,7 @@ NORMALISATION: dict[str, Rule] = {
     ),
     "native_group_norm": group_norm,
     "native_layer_norm": layer_norm,
+    "_weight_norm_interface": weight_norm,
     "_softmax": softmax,
     "_safe_softmax": softmax,
     "_log_softmax": softmax,

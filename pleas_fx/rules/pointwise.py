@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, canonical, pattern
+from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, any_along, canonical, pattern
+
+Varying = dict[tuple[int, ...], Tensor]  # coordinates by the dims along which they vary
 
 
 def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -19,16 +24,15 @@ def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
 def combine(ctx: Labeller, operands: list[Tensor], out: Tensor) -> Coordinates:
     """The coordinates of a broadcast combination of ``operands``."""
     shape = torch.broadcast_shapes(*(a.shape for a in operands))
-    results: dict[tuple[int, ...], Tensor] = {}
+    results: Varying = {}
     for operand in operands:
         for labels in ctx.of(operand):
             wide = canonical(labels.expand(shape))
             key = pattern(wide)
             results[key] = _join(ctx, results[key], wide) if key in results else wide
-    nested = _nest(ctx, results)
     for operand in operands:
-        _pin_unlabelled(ctx, operand, nested, shape)
-    return [labels.expand(out.shape) for labels in nested.values()]
+        results = held(ctx, operand, results, shape)
+    return [labels.expand(out.shape) for labels in _nest(ctx, results).values()]
 
 
 def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
@@ -36,39 +40,47 @@ def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
     return canonical(torch.where(a == NONE, b, a)) if bool((a == NONE).any()) else a
 
 
-def _nest(
-    ctx: Labeller, coordinates: dict[tuple[int, ...], Tensor]
-) -> dict[tuple[int, ...], Tensor]:
-    """A coordinate over fewer dims contains one over more; overlapping ones can't both move."""
+def _nest(ctx: Labeller, coordinates: Varying) -> Varying:
+    """A coordinate over fewer dims contains one over more; overlapping ones share blocks."""
     results = dict(coordinates)
     for small, outer in coordinates.items():
         for large, inner in coordinates.items():
-            if small == large or not set(small) & set(large):
-                continue
-            if set(small) < set(large):
+            if small != large and set(small) < set(large):
                 ctx.nest(inner, outer)
                 results.pop(small, None)
-            elif not set(large) < set(small):
-                ctx.pin(outer, "meets channels that are arranged along other dims")
-                ctx.pin(inner, "meets channels that are arranged along other dims")
+    for (one, a), (two, b) in combinations(results.items(), 2):
+        shared = set(one) & set(two)
+        if shared:
+            shape = [n if d in shared else 1 for d, n in enumerate(a.shape)]
+            blocks = ctx.fresh(prod(shape)).view(shape)
+            ctx.nest(a, blocks)
+            ctx.nest(b, blocks)
     return results
 
 
-def _pin_unlabelled(
-    ctx: Labeller,
-    operand: Tensor,
-    coordinates: dict[tuple[int, ...], Tensor],
-    shape: torch.Size,
-) -> None:
-    """An operand that varies along a labelled dim without labels of its own pins it."""
+def held(ctx: Labeller, operand: Tensor, coordinates: Varying, shape: torch.Size) -> Varying:
+    """An operand that varies along a labelled dim without labels of its own holds that dim.
+
+    Labels that also vary along other dims still move there, alike at all positions of this one.
+    """
     offset = len(shape) - operand.dim()
     own = {d + offset for c in ctx.of(operand) for d in pattern(c)}
+    results: Varying = {}
     for key, labels in coordinates.items():
-        for dim in key:
-            if dim < offset or dim in own or operand.shape[dim - offset] == 1:
-                continue
-            if not _constant(ctx, operand, dim - offset):
-                ctx.pin(labels, "combined with a value that has no labels along this axis")
+        stuck = [d for d in key if d not in own and _varies(ctx, operand, d - offset)]
+        if len(stuck) == len(key):
+            ctx.pin(labels, "combined with a value that has no labels along this axis")
+        else:
+            for dim in stuck:
+                ctx.tie(labels, any_along(labels, dim))
+                labels = any_along(labels, dim).expand(shape)
+        left = pattern(labels)
+        results[left] = _join(ctx, results[left], labels) if left in results else labels
+    return results
+
+
+def _varies(ctx: Labeller, operand: Tensor, dim: int) -> bool:
+    return dim >= 0 and operand.shape[dim] > 1 and not _constant(ctx, operand, dim)
 
 
 def _constant(ctx: Labeller, operand: Tensor, dim: int) -> bool:

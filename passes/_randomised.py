@@ -1,0 +1,129 @@
+"""Weights under which a wrong group shows: nothing at its initial value, nothing out of scale."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
+
+Inputs = tuple[Tensor, ...]
+
+
+LOUD = 1e4  # times that a difference in the inputs may grow: rounding then stays below 1e-11
+HALVINGS = 4
+
+
+def randomised(module: fx.GraphModule, inputs: Inputs, seed: int) -> fx.GraphModule:
+    """A float64 copy whose vectors, statistics and constant tensors are random.
+
+    Any weights will do as evidence, but not any rounding: statistics drawn blindly let deep
+    networks overflow their gates, and large weights in front of gates make them chaotic. So norms
+    first see the inputs, then what they saw is disturbed; and matrices shrink until the network
+    is steady.
+    """
+    result = _widened(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, tensor in result.state_dict(keep_vars=True).items():
+            _draw(key, tensor, generator)
+        _settle(result, inputs, generator)
+        for _ in range(HALVINGS):
+            if not _amplification(result, inputs, generator) > LOUD:
+                break
+            for parameter in result.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(0.5)
+            _settle(result, inputs, generator)
+    return result
+
+
+def _widened(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in float64, casts to float32 that the graph spells out included."""
+    result = copy.deepcopy(module).double()
+    for node in result.graph.nodes:
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _wide)
+        if node.op == "call_method" and node.target == "float":
+            node.target = "double"
+    result.recompile()
+    return result
+
+
+def _wide(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
+
+
+def _amplification(module: nn.Module, inputs: Inputs, generator: torch.Generator) -> float:
+    """How much larger a small relative difference in the inputs is in the outputs."""
+    size = 1e-12
+    near = tuple(t + size * t * _normal(t, generator) for t in inputs)
+    pairs = zip(_outputs(module, inputs), _outputs(module, near), strict=True)
+    return (
+        max((float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs), default=0.0)
+        / size
+    )
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    if not like.is_floating_point():
+        return torch.zeros_like(like)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _outputs(module: nn.Module, inputs: Inputs) -> list[Tensor]:
+    leaves = tree_leaves(module(*(t.clone() for t in inputs)))
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _draw(key: str, tensor: Tensor, generator: torch.Generator) -> None:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    flat = tensor.detach().reshape(-1)
+    if tensor.dim() <= 1 or bool((flat == flat[0]).all()):
+        noise = torch.rand(tensor.shape, generator=generator).to(tensor) + 0.5
+        centred = key.endswith(("bias", "running_mean"))
+        tensor.copy_(noise - 1.0 if centred else noise)
+
+
+def _settle(module: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
+    """Norms with statistics take those of ``inputs``, each channel's disturbed by itself."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.running_var is not None]
+    before = [(norm.running_mean, norm.running_var, norm.momentum) for norm in norms]
+    blind = [(m.clone(), v.clone()) for m, v, _ in before if m is not None and v is not None]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        module(*(t.clone() for t in inputs))
+    except ValueError:  # a single value a channel has no variance: the blind draw has to do
+        for norm, (mean, variance) in zip(norms, blind, strict=True):
+            _set(norm, mean, variance)
+    else:
+        for norm in norms:
+            _disturb(norm, generator)
+    finally:
+        for norm, (_, _, momentum) in zip(norms, before, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+
+
+def _set(norm: _NormBase, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def _disturb(norm: _NormBase, generator: torch.Generator) -> None:
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    spread = variance.mean().clamp_min(1e-12)
+    noise = torch.rand((2, *mean.shape), generator=generator).to(mean)
+    _set(
+        norm, mean + (noise[0] - 0.5) * spread.sqrt(), (variance + 0.1 * spread) * (noise[1] + 0.5)
+    )

@@ -1,0 +1,80 @@
+"""Small networks whose channels are weighted by attention: over branches, over tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from tests.small_networks import CLASSES, conv_bn_relu, pooled
+
+
+class SelectiveNet(nn.Module):
+    """Two branches, weighted channel by channel with a softmax over the branches (SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(3, 6)
+        self.small, self.large = conv_bn_relu(6, 9), conv_bn_relu(6, 9, kernel=5)
+        self.squeeze, self.select = nn.Conv2d(9, 4, 1), nn.Conv2d(4, 18, 1)
+        self.fc = nn.Linear(9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        both = torch.stack([self.small(x), self.large(x)], 1)
+        gate = self.select(F.relu(self.squeeze(both.sum(1).mean((2, 3), keepdim=True))))
+        weights = gate.unflatten(1, (2, 9)).softmax(1)
+        return self.fc(pooled((both * weights).sum(1)))
+
+
+class WindowNet(nn.Module):
+    """Attention in windows with a relative position table, LayerNorms and skips (Swin)."""
+
+    index: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 2, stride=2)
+        self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12)
+        self.qkv, self.project = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.table = nn.Parameter(torch.zeros(7, 3))
+        self.register_buffer("index", torch.arange(4)[:, None] - torch.arange(4) + 3)
+        self.expand, self.contract = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.head = nn.Linear(12, CLASSES)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Three heads of four channels; the windows are rows of the image."""
+        q, k, v = self.qkv(x).unflatten(3, (3, 3, 4)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        bias = self.table[self.index.flatten()].view(4, 4, 3).permute(2, 0, 1)
+        scores = q @ k.transpose(3, 4) * 0.5 + bias
+        return self.project((scores.softmax(-1) @ v).transpose(2, 3).flatten(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.attend(self.norm1(x))
+        x = x + self.contract(F.gelu(self.expand(self.norm2(x))))
+        return self.head(x.mean((1, 2)))
+
+
+@fx.wrap
+def attention(x: Tensor, qkv: Tensor, project: Tensor, table: Tensor) -> Tensor:
+    """Two heads of three channels, as one function of its weights that tracing doesn't enter."""
+    q, k, v = F.linear(x, qkv).unflatten(2, (3, 2, 3)).permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (q @ k.transpose(2, 3) + table).softmax(-1)
+    return F.linear((scores @ v).transpose(1, 2).flatten(2), project)
+
+
+class WrappedNet(nn.Module):
+    """Attention whose weights are arguments of a wrapped function (torchvision's Swin)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Linear(3, 8), nn.LayerNorm(8)
+        self.qkv, self.project = nn.Linear(8, 18, bias=False), nn.Linear(6, 8, bias=False)
+        self.table = nn.Parameter(torch.zeros(2, 1, 1))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(2).mT)
+        y = attention(self.norm(x), 2.0 * self.qkv.weight, self.project.weight, self.table)
+        return self.head((x + y).mean(1))

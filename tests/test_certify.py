@@ -1,0 +1,113 @@
+"""The certificate's own evidence: weights under which right groups pass and wrong ones don't."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from passes._randomised import LOUD, _amplification, randomised
+from passes.certify import certify
+from passes.groups import groups
+from passes.trace import trace
+from pleas_fx.ir import Program, Symmetry
+from tests.networks import NETWORKS, noise
+from tests.randomise import seeded
+
+IMAGE = (4, 3, 5, 5)
+
+
+class Chaotic(nn.Module):
+    """Gates whose logits grow with the residual stream, as a deep SENet's do."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.gates = nn.ModuleList(nn.Conv2d(6, 6, 1) for _ in range(12))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(12))
+        self.head = nn.Conv2d(6, 5, 1)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for gate, norm in zip(self.gates, self.norms, strict=True):
+            x = x + norm(x) * torch.sigmoid(self.gain * gate(x.mean((2, 3), keepdim=True)))
+        return self.head(x.sin() * 3.0)
+
+
+def program(model: nn.Module) -> Program:
+    """The traced network on a fixed input."""
+    return trace(model, noise(IMAGE))
+
+
+def without_one_axis(symmetry: Symmetry) -> Symmetry:
+    """A wrong symmetry: an axis of the first group stays where it is."""
+    axis = symmetry.groups[0].axes[-1]
+    axes = {a: c for a, c in symmetry.layout.axes.items() if a != axis}
+    return replace(symmetry, layout=replace(symmetry.layout, axes=axes))
+
+
+def test_chaos_is_no_evidence_against_a_group() -> None:
+    """Rounding that a network blows up doesn't freeze right groups; wrong ones still fail."""
+    traced = program(seeded(lambda: Chaotic(200.0), 0))
+    found = groups(traced)
+    assert not certify(traced, found, trials=2, seed=0).certificate.culprits
+    assert certify(traced, without_one_axis(found), trials=2, seed=0).certificate.culprits
+
+
+@pytest.mark.parametrize("gain", [1.0, 200.0])
+def test_the_certificate_runs_on_a_steady_network(gain: float) -> None:
+    """However the source behaves, differences in the input stay of their size."""
+    traced = program(seeded(lambda: Chaotic(gain), 0))
+    inputs = tuple(t.double() for t in traced.inputs)
+    model = randomised(traced.module, inputs, 0)
+    with torch.no_grad():
+        assert _amplification(model, inputs, torch.Generator().manual_seed(1)) < LOUD
+
+
+def test_no_vector_stays_at_its_initial_value() -> None:
+    """Statistics, affine parameters and layer scales differ from channel to channel."""
+    traced = trace(Chaotic(1.0), noise(IMAGE))
+    inputs = tuple(t.double() for t in traced.inputs)
+    for key, value in randomised(traced.module, inputs, 0).state_dict().items():
+        if value.is_floating_point():
+            assert len(value.flatten(1).unique(dim=0) if value.dim() > 1 else value.unique()) == (
+                len(value)
+            ), key
+
+
+def test_one_value_a_channel_is_enough() -> None:
+    """A single example after global pooling has no variance: statistics are drawn blindly."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6))
+    traced = trace(model.append(nn.Conv2d(6, 4, 1)), noise((1, 3, 5, 5)))
+    certificate = certify(traced, groups(traced), trials=2, seed=0).certificate
+    assert certificate.passed
+
+
+def test_the_program_keeps_its_weights_and_modes() -> None:
+    """Settling the norms happens on a copy."""
+    traced = trace(NETWORKS["narrow_resnet"].make(0), NETWORKS["narrow_resnet"].inputs())
+    before = {key: value.clone() for key, value in traced.module.state_dict().items()}
+    modes = [m.training for m in traced.module.modules()]
+    certify(traced, groups(traced), trials=1, seed=0)
+    after = traced.module.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert modes == [m.training for m in traced.module.modules()]
+
+
+def test_casts_to_single_precision_are_certified_in_double() -> None:
+    """A dtype written into forward doesn't keep the network from running in float64."""
+
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).to(torch.float32) * torch.ones(1, dtype=torch.float32)
+            return self.last(y.float())
+
+    traced = program(seeded(Casting, 0))
+    assert certify(traced, groups(traced), trials=2, seed=0).certificate.max_error < 1e-13
