@@ -73,6 +73,7 @@ class Worker:
 
     record: Record
     emit: Callable[[Record], None]
+    count: int = 2  # sources; the analysis needs one
     sources: tuple[nn.Module, ...] = ()
     data: Inputs = ()
     held_out: Inputs = ()
@@ -81,6 +82,7 @@ class Worker:
 
     def run(self, analysis_only: bool) -> None:
         """All steps; the merges need the analysis."""
+        self.count = 1 if analysis_only else 2
         self._run(self.build, self.analyse)
         if self.record.errors:
             self.record.status = "finished"
@@ -109,14 +111,14 @@ class Worker:
         self.emit(self.record)
 
     def build(self) -> None:
-        """Two sources with random weights, at the smallest input the network takes."""
+        """Sources with random weights, at the smallest input the network takes."""
         name = self.record.name
         first = models.build(name).eval()
         shape = _smallest(first, name)
         self.record.shape = shape
         self.data = models.example(shape, CALIBRATION, seed=0)
         self.held_out = models.example(shape, HELD_OUT, seed=1)
-        self.sources = (first, models.build(name))
+        self.sources = (first, *(models.build(name) for _ in range(self.count - 1)))
         for seed, model in enumerate(self.sources):
             randomise(model, self.data, seed)
         self.record.parameters = sum(p.numel() for p in first.parameters())
