@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from passes.trace import describe
 from pleas_fx.errors import IncompatibleModelsError, SourceError
 from pleas_fx.ir import Program
+from pleas_fx.module_tree import attribute
 from pleas_fx.rules.modules import contraction
 
 IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_backward_hook")
@@ -83,16 +84,15 @@ def _difference(
         return _option_difference(one, two)
     if a.op.startswith("call") and str(a.target) != str(b.target):
         return f"{a.target} against {b.target}"
-    if a.op == "get_attr" and _tables_differ(_attribute(first, a), _attribute(other, b)):
+    if a.op == "get_attr" and _tables_differ(_table(first, a), _table(other, b)):
         return "a table of integers has other entries"
     if _plain(a, {}) != _plain(b, names) and a.op != "output":
         return f"arguments {_plain(a, {})} against {_plain(b, names)}"
     return None
 
 
-def _attribute(program: Program, node: fx.Node) -> Any:
-    owner, _, leaf = str(node.target).rpartition(".")
-    return getattr(program.module.get_submodule(owner), leaf)
+def _table(program: Program, node: fx.Node) -> Any:
+    return attribute(program.module, str(node.target))
 
 
 def _tables_differ(one: Any, two: Any) -> bool:

@@ -75,6 +75,6 @@ class WrappedNet(nn.Module):
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x.flatten(2).mT)
+        x = self.stem(x.flatten(2).transpose(1, 2))
         y = attention(self.norm(x), 2.0 * self.qkv.weight, self.project.weight, self.table)
         return self.head((x + y).mean(1))

@@ -243,6 +243,9 @@ NETWORKS: dict[str, Network] = {network.name: network for network in _ALL}
 ORDERED = frozenset({"cumsum", "sort", "sliding_attention"})
 """Networks with hidden channels that cannot move: an operator depends on their order."""
 
+STORABLE = tuple(network for network in _ALL if network.name != "wrapped_attention")
+"""Networks that an artefact can hold: they call no function of somebody's own code."""
+
 BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet

@@ -22,7 +22,7 @@ from pleas_fx.artefact import FILES, GRAPH, SOURCE, WEIGHTS, load, save
 from pleas_fx.errors import ArtefactError
 from pleas_fx.graph_json import decode_graph, encode_graph, take_apart
 from pleas_fx.result import MergeResult
-from tests.networks import NETWORKS, Network
+from tests.networks import NETWORKS, STORABLE, Network
 from tests.randomise import seeded
 from tests.results import Merged, contents, outputs, result, same, without_onnx
 
@@ -72,7 +72,7 @@ def test_model_py_runs_with_torch_alone(folder: Path, tmp_path: Path) -> None:
     assert same(found, outputs(merged.model, merged.inputs))
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=str)
+@pytest.mark.parametrize("network", STORABLE, ids=str)
 def test_every_network_survives_both_ways_of_loading(network: Network, tmp_path: Path) -> None:
     """Graph and source of the whole zoo reproduce outputs, state and code exactly."""
     module = trace(network.make(0), network.inputs()).module
@@ -85,6 +85,14 @@ def test_every_network_survives_both_ways_of_loading(network: Network, tmp_path:
     (tmp_path / WEIGHTS).write_bytes(artefact.safetensors.torch.save(dict(stored.tensors)))
     network_of_source = artefact._execute(tmp_path)
     assert same(outputs(network_of_source, network.inputs()), outputs(module, network.inputs()))
+
+
+def test_functions_of_somebodys_own_code_are_refused_by_name() -> None:
+    """An artefact needs none of the sources' code, so it can't call any."""
+    network = NETWORKS["wrapped_attention"]
+    module = trace(network.make(0), network.inputs()).module
+    with pytest.raises(ArtefactError, match=r"node attention: .*attention_networks\.attention"):
+        encode_graph(module, take_apart(module))
 
 
 def test_tied_tensors_are_stored_once_and_stay_tied(folder: Path) -> None:

@@ -21,7 +21,7 @@ from passes.trace import trace
 from pleas_fx import forward_source
 from pleas_fx.graph_json import take_apart
 from pleas_fx.model_source import model_source
-from tests.networks import NETWORKS, Network, noise
+from tests.networks import STORABLE, Network, noise
 from tests.random_networks import RandomNetwork, networks
 from tests.randomise import seeded
 from tests.results import outputs, same
@@ -214,7 +214,7 @@ def test_inputs_keep_their_names() -> None:
     assert "from math import inf" in source
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=str)
+@pytest.mark.parametrize("network", STORABLE, ids=str)
 def test_source_is_python_without_leftovers(network: Network) -> None:
     """It parses, uses everything it imports, and has no ``= None``, getattr chain or long line."""
     source = source_of(trace(network.make(0), network.inputs()).module)
