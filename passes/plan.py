@@ -81,10 +81,12 @@ def menu(
     constraints: Constraints,
     *,
     prices: Sequence[tuple[float, float]] = PRICES,
+    widest: float = math.inf,
     known: Menu | None = None,
 ) -> Menu:
     """The options of every decision, from cached statistics.
 
+    ``widest``: a width that no group will exceed, where that is known.
     ``known``: an earlier menu of the same statistics and prices, whose free decisions are kept.
     """
     sources = len(programs)
@@ -100,7 +102,7 @@ def menu(
             continue
         earlier = kept.get(tuple(g.id for g in family))
         decisions.append(
-            earlier or _free(programs, symmetries, statistics, matching, family, prices)
+            earlier or _free(programs, symmetries, statistics, matching, family, prices, widest)
         )
     for bundle in whole:
         if bundle & constraints.outputs.keys():
@@ -238,6 +240,7 @@ def _free(
     matching: Matching,
     family: Sequence[Group],
     prices: Sequence[tuple[float, float]],
+    widest: float,
 ) -> Decision:
     """Any selection of channels (of blocks, in a block family)."""
     sources, ids = len(programs), tuple(g.id for g in family)
@@ -245,7 +248,8 @@ def _free(
     if not prices:
         return Decision(ids, (Option(_apart(sources), 0.0, APART, 0),), (), units)
     problem = _problem(programs, symmetries, statistics, matching, family)
-    paths = select_all(problem, prices, limit=units * sources)
+    limit = math.ceil(units * max(min(widest, sources), 1.0))  # all merged is always an option
+    paths = select_all(problem, prices, limit=limit)
     options = [
         option
         for k, path in enumerate(paths)

@@ -213,6 +213,7 @@ def decide(
                 observed.matching,
                 Constraints(whole, prepared.given),
                 prices=_prices(options, len(prepared.programs)),
+                widest=options.budget.width or math.inf,
                 known=choices,
             )
             try:
