@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ LOUD = 1e4  # times that a difference in the inputs may grow: rounding then stay
 HALVINGS = 4
 
 
-def randomised(module: fx.GraphModule, inputs: Inputs, seed: int) -> fx.GraphModule:
-    """A float64 copy whose vectors, statistics and constant tensors are random.
+def randomised(
+    module: fx.GraphModule, inputs: Inputs, seed: int
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A float64 copy whose vectors, statistics and constant tensors are random; its outputs.
 
     Any weights will do as evidence, but not any rounding: statistics drawn blindly let deep
     networks overflow their gates, and large weights in front of gates make them chaotic. So norms
@@ -33,13 +36,14 @@ def randomised(module: fx.GraphModule, inputs: Inputs, seed: int) -> fx.GraphMod
             _draw(key, tensor, generator)
         _settle(result, inputs, generator)
         for _ in range(HALVINGS):
-            if not _amplification(result, inputs, generator) > LOUD:
-                break
+            found = _outputs(result, inputs)
+            if not _amplification(result, inputs, found, generator) > LOUD:
+                return result, found
             for parameter in result.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(0.5)
             _settle(result, inputs, generator)
-    return result
+        return result, _outputs(result, inputs)
 
 
 def _widened(module: fx.GraphModule) -> fx.GraphModule:
@@ -57,15 +61,19 @@ def _wide(argument: Any) -> Any:
     return torch.float64 if argument is torch.float32 else argument
 
 
-def _amplification(module: nn.Module, inputs: Inputs, generator: torch.Generator) -> float:
+def _amplification(
+    module: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], generator: torch.Generator
+) -> float:
     """How much larger a small relative difference in the inputs is in the outputs."""
     size = 1e-12
     near = tuple(t + size * t * _normal(t, generator) for t in inputs)
-    pairs = zip(_outputs(module, inputs), _outputs(module, near), strict=True)
-    return (
-        max((float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs), default=0.0)
-        / size
-    )
+    pairs = [
+        (a, b)
+        for a, b in zip(outputs, _outputs(module, near), strict=True)
+        if a.is_floating_point()
+    ]
+    changes = [float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs]
+    return max(changes, default=0.0) / size
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,7 +84,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _outputs(module: nn.Module, inputs: Inputs) -> list[Tensor]:
     leaves = tree_leaves(module(*(t.clone() for t in inputs)))
-    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in leaves if isinstance(t, Tensor)]
 
 
 def _draw(key: str, tensor: Tensor, generator: torch.Generator) -> None:

@@ -25,8 +25,7 @@ def certify(program: Program, symmetry: Symmetry, *, trials: int, seed: int) -> 
     (ones, zeros) would hide errors.
     """
     inputs = tuple(t.double() if t.is_floating_point() else t for t in program.inputs)
-    model = randomised(program.module, inputs, seed)
-    reference = _run(model, inputs)
+    model, reference = randomised(program.module, inputs, seed)
 
     def error(permutation: Permutation) -> float:
         return relative_error(_run(permuted(symmetry, model, permutation), inputs), reference)

@@ -99,8 +99,9 @@ def running_map(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def resized_contraction(module: nn.Module, inputs: int, outputs: int, groups: int) -> nn.Module:
-    """A copy of a layer with other channel counts; its parameters are to be set."""
-    result: Any = _blank(module)
+    """A copy of a layer with other channel counts; its weight and bias are to be set."""
+    replaced = {id(p): p for p in (module.weight, module.bias)}  # too large to copy for nothing
+    result: Any = copy.deepcopy(module, replaced)
     if isinstance(module, nn.Linear):
         result.in_features, result.out_features = inputs, outputs
         return _typed(result)
@@ -112,7 +113,7 @@ def resized_channelwise(
     module: nn.Module, entry: Channelwise, channels: int, before: int
 ) -> nn.Module:
     """A copy of a per-channel layer with another number of channels."""
-    result = _blank(module)
+    result = copy.deepcopy(module)
     entry.resize(result, channels, before)
     return result
 
@@ -120,8 +121,3 @@ def resized_channelwise(
 def _typed(module: Any) -> nn.Module:
     result: nn.Module = module
     return result
-
-
-def _blank(module: nn.Module) -> nn.Module:
-    """A copy that shares no parameter with the source."""
-    return copy.deepcopy(module)
