@@ -40,7 +40,7 @@ def main() -> None:
     print("|---:|---:|---:|---:|---|")
     for per_unknown, fewest in SETTINGS:
         setting = _wanted(per_unknown, fewest)
-        _rows.Rows.wanted = setting  # type: ignore[method-assign]
+        _rows.Rows.wanted = setting  # type: ignore[assignment, method-assign]
         for budget in BUDGETS:
             found = [accuracy(images, budget, seed) for seed in range(SEEDS)]
             shown = ", ".join(f"{value:.2f}" for value in found)

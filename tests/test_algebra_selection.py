@@ -341,3 +341,15 @@ def test_the_bounds_are_the_spectrum() -> None:
     singular = torch.linalg.svdvals(x @ root).square()
     expected = float(singular[3:].sum() / singular.sum())
     assert bounds[0, 3] == pytest.approx(expected, rel=TIGHT)
+
+
+def test_many_twins_in_float32_merge_without_loss() -> None:
+    """Statistics of wide groups are float32; merging equal channels is free all the same."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(700, 640, generator=generator).relu()
+    rows = rows - rows.mean(0)
+    weights = torch.randn(320, 640, generator=generator)
+    covariance = (rows.T @ rows / len(rows)).repeat(2, 2)
+    problem = Problem(covariance, [weights.T @ weights] * 2)
+    path = select(problem, merged_price=1.0, single_price=math.inf, limit=problem.size)
+    assert path.error[-1] < 1e-9

@@ -17,7 +17,7 @@ CROWDED = 0.8  # matrices are cut down when fewer of their columns are still can
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One source before anything is chosen, in the precision of its covariance, on the CPU."""
+    """One source before anything is chosen; float64, on the CPU."""
 
     p: Tensor  # (candidates, candidates): their covariance
     m: Tensor  # (candidates, candidates): P_x Q P_xᵀ, with P_x their covariance with the targets
@@ -25,13 +25,13 @@ class Start:
     accuracy: float  # relative, of the covariance
 
 
-def start(joint: Tensor, weighting: Tensor) -> Start:
+def start(joint: Tensor, weighting: Tensor, accuracy: float) -> Start:
     """From the covariance (2n, 2n) of (channels, merged channels) and the weighting (n, n)."""
     n = len(weighting)
     targets = joint[:n]
     total = float((weighting * joint[:n, :n]).sum())
     m = targets.T @ (weighting @ targets)
-    return Start(joint.cpu(), m.cpu(), total, torch.finfo(joint.dtype).eps)
+    return Start(joint.cpu(), m.cpu(), total, accuracy)
 
 
 class Residual:
@@ -52,11 +52,9 @@ class Residual:
         self.score = np.zeros(len(given.p))
         self._hold(given.p, given.m, allowed)
         self.ids = allowed.numpy()
-        self.variance = given.p.diagonal()[allowed].double().numpy().copy()
-        self.weighted = given.m.diagonal()[allowed].double().numpy() * (1.0 if something else 0.0)
-        # Roundings of as many updates as there are columns add up like a random walk.
-        noise = 8 * given.accuracy * len(given.p) ** 0.5
-        self.floor = max(DEAD, noise) * np.maximum(self.variance, 1e-300)
+        self.variance = given.p.diagonal()[allowed].numpy().copy()
+        self.weighted = given.m.diagonal()[allowed].numpy() * (1.0 if something else 0.0)
+        self.floor = max(DEAD, 8 * given.accuracy) * np.maximum(self.variance, 1e-300)
         self._index()
 
     def gains(self) -> FloatArray:
@@ -121,7 +119,7 @@ class Residual:
 
     def _index(self) -> None:
         """Empty buffers for the columns there are, and where each candidate lies."""
-        self.v = np.zeros((PENDING, len(self.ids)), self.p.dtype)  # updates that wait, and
+        self.v = np.zeros((PENDING, len(self.ids)))  # updates that wait, and
         self.a = np.zeros_like(self.v)  # as many of a'
         self.pending = 0
         self.place = np.full(len(self.score), -1, np.int64)

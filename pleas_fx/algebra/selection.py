@@ -167,13 +167,14 @@ class _State:
 def _starts(problem: Problem) -> list[Start]:
     """Per source, the covariances of its own channels and of the merged ones."""
     n, count = problem.size, problem.sources
-    tiles = problem.covariance.view(count, n, count, n)
+    accuracy = torch.finfo(problem.covariance.dtype).eps
+    tiles = problem.covariance.double().view(count, n, count, n)
     merged = tiles.mean((0, 2))
     found = []
     for s, weighting in enumerate(problem.weighting):
         own, cross = tiles[s, :, s], tiles[s].mean(1)
         joint = torch.cat([torch.cat([own, cross], 1), torch.cat([cross.T, merged], 1)])
-        found.append(start(joint, weighting.to(joint)))
+        found.append(start(joint, weighting.to(joint), accuracy))
     return found
 
 
