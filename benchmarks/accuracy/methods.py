@@ -24,7 +24,10 @@ CURVE: tuple[Budget, ...] = (0.25, 0.5, 0.75, 1.0, 1.2, 1.5, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to merge. ``brief``: depends on owners or on the number of images."""
+    """A way to merge.
+
+    ``brief``: depends on owners or on the number of images. ``slow``: only in some scenarios.
+    """
 
     name: str
     title: str
@@ -32,6 +35,7 @@ class Method:
     budgets: tuple[Budget, ...] = FIXED
     brief: bool = False
     needs_data: bool = True
+    slow: bool = False
 
 
 def _library(method: str, fixed: bool, request: Request, budget: Budget) -> nn.Module:
@@ -65,7 +69,7 @@ _ALL = (
     Method("permute-weights", "permutation (weights)", _at_one(partial(permutation, on="weights"))),
     Method("regmean", "RegMean", _at_one(regmean), brief=True),
     Method("zipit", "ZipIt", _at_one(zipit)),
-    Method("published-adam", "PLeaS as published, Adam", _at_one(published_adam)),
+    Method("published-adam", "PLeaS as published, Adam", _at_one(published_adam), slow=True),
     Method("published", "PLeaS as published, solved", _published, (1.0, 1.2), brief=True),
     Method("merged-refit", "all merged, our fit", _at_one(merged_refit), brief=True),
     Method(

@@ -84,7 +84,7 @@ def _losses(found: Sequence[Loss]) -> str:
     rows = [
         [
             f"{s}, {a}, {b:g}x",
-            METHODS[m].title,
+            _title(m),
             f"{100 * loss.margin:.1f}",
             f"{100 * loss.noise:.1f}",
         ]
