@@ -31,13 +31,20 @@ def _head(channels: int, classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
+def _resnet(classes: int, widths: Sequence[int]) -> nn.Module:
+    """The fixtures' network with half the resolution throughout."""
+    model = SmallResNet(classes, widths)
+    model.conv1 = _conv(1, widths[0], 3, 2)
+    return model
+
+
 def _stacked(classes: int, norm: bool, widths: Sequence[int]) -> nn.Module:
     """VGG: pairs of convolutions and pooling, a hidden linear layer."""
     layers: list[nn.Module] = []
     previous = 1
-    for width in widths:
-        for _ in range(2):
-            layers.append(_conv(previous, width, bias=not norm))
+    for stage, width in enumerate(widths):
+        for stride in (1 if stage else 2, 1):
+            layers.append(_conv(previous, width, 3, stride, bias=not norm))
             layers += [nn.BatchNorm2d(width), nn.ReLU()] if norm else [nn.ReLU()]
             previous = width
         layers.append(nn.MaxPool2d(2))
@@ -147,8 +154,8 @@ def _group_norm(classes: int, channels_per_group: int = 4) -> nn.Module:
 
 
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
-    "resnet-narrow": partial(SmallResNet, widths=(6, 12, 24)),
-    "resnet-wide": partial(SmallResNet, widths=(16, 32, 64)),
+    "resnet-narrow": partial(_resnet, widths=(6, 12, 24)),
+    "resnet-wide": partial(_resnet, widths=(16, 32, 64)),
     "vgg": partial(_stacked, norm=True, widths=(12, 24, 48)),
     "densenet": _densenet,
     "mobilenet": _mobilenet,
