@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -27,6 +27,7 @@ class Method:
     """A way to merge.
 
     ``brief``: depends on owners or on the number of images. ``slow``: only in some scenarios.
+    ``same``: only where all sources do the same.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     brief: bool = False
     needs_data: bool = True
     slow: bool = False
+    same: bool = False
 
 
 def _library(method: str, fixed: bool, request: Request, budget: Budget) -> nn.Module:
@@ -59,6 +61,12 @@ def _at_one(rival: Callable[[Request], nn.Module]) -> Callable[[Request, Budget]
     return lambda request, _: rival(request)
 
 
+def _one_source(request: Request, budget: Budget) -> nn.Module:
+    """Source 0 merged with itself: thinned and refitted, the others thrown away."""
+    alone = replace(request, models=(request.models[0],) * 2)
+    return _library("pleas", False, alone, min(budget, 1.0))
+
+
 def _published(request: Request, budget: Budget) -> nn.Module:
     return _library("pleas-paper", budget == 1.0, request, budget)
 
@@ -75,6 +83,7 @@ _ALL = (
     Method(
         "side-by-side", "side by side", partial(_library, "side-by-side", False), FEW, brief=True
     ),
+    Method("one-source", "one source, thinned", _one_source, FEW, brief=True, same=True),
     Method(
         "pleas", "pleas-fx", partial(_library, "pleas", False), FEW, brief=True, needs_data=False
     ),

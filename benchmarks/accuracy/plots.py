@@ -25,6 +25,7 @@ LOOK = {
     "side-by-side": ("#1d6fa5", "s"),
     "published": ("#2a9d55", "^"),
     "merged-refit": ("#8a5fbf", "D"),
+    "one-source": ("#d97706", "<"),
     "zipit": ("#b07d12", "v"),
     "permute": ("#777777", "x"),
     "published-adam": ("#2a9d55", "+"),
@@ -82,8 +83,18 @@ def _panel(axis: Any, found: Cells, scenario: str, architecture: str, size: str)
             continue
         seen += [y for _, y, _ in points]
         x, y, error = zip(*points, strict=True)
-        axis.errorbar(x, y, error, color=colour, marker=marker, ms=4, lw=1.2, capsize=2,
-                      label=METHODS[method].title)  # fmt: skip
+        wide = method == "side-by-side"  # the default often lies on it
+        axis.errorbar(
+            *(x, y, error),
+            color=colour,
+            marker=marker,
+            ms=6 if wide else 4,
+            lw=3 if wide else 1.2,
+            alpha=0.5 if wide else 1.0,
+            zorder=2 if wide else 3,
+            capsize=2,
+            label=METHODS[method].title,
+        )
     for method, style, text in (("own", ":", "sources"), ("ensemble", "--", "exact ensemble")):
         cell = found.get((scenario, architecture, method, 0.0))
         if cell is not None:

@@ -56,7 +56,7 @@ def _merges(setting: Setting, pattern: str) -> Iterator[Case]:
     for method in METHODS.values():
         if scenario.brief and not method.brief:
             continue
-        if scenario.images == 0 and method.needs_data:
+        if (scenario.images == 0 and method.needs_data) or (method.same and not scenario.same):
             continue
         curve = setting.architecture == FIRST and setting.scenario in CURVES
         if method.slow and not (curve and setting.scenario in SLOW):
