@@ -97,5 +97,5 @@ _ALL = (
 )
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}
 MAIN = tuple(scenario.name for scenario in _MAIN)
-CURVES = ("same-task", "disjoint", "fine-tunes", "domains")
+CURVES = ("same-task", "disjoint", "fine-tunes", "domains", "disjoint-joint")
 SLOW = ("same-task", "disjoint")  # where methods that take long are tried
