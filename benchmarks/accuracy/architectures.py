@@ -49,7 +49,12 @@ def _stacked(classes: int, norm: bool, widths: Sequence[int]) -> nn.Module:
             previous = width
         layers.append(nn.MaxPool2d(2))
     layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * previous, 64), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(64, classes))
+    model = nn.Sequential(*layers, nn.Linear(64, classes))
+    if not norm:  # the default initialisation is too small to train from without a norm
+        for layer in model:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return model
 
 
 class Dense(nn.Module):

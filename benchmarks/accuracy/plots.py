@@ -12,10 +12,8 @@ from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.scenarios import CURVES, SCENARIOS
 from benchmarks.accuracy.summary import Cells
 
-mpl.use("svg")
+mpl.use("agg")
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "pleas-fx",  # the same bytes on every run
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -39,7 +37,7 @@ def draw(found: Cells, folder: Path) -> list[str]:
     names = []
     for architecture in architectures:
         for size in ("flops", "params"):
-            names.append(f"{architecture}-{size}.svg")
+            names.append(f"{architecture}-{size}.png")
             folder.mkdir(parents=True, exist_ok=True)
             with mpl.rc_context(STYLE):
                 _picture(found, architecture, size, folder / names[-1])
@@ -66,7 +64,7 @@ def _picture(found: Cells, architecture: str, size: str, path: Path) -> None:
         bbox_to_anchor=(0.5, -0.14),
     )  # fmt: skip
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(path, metadata={"Software": None}, dpi=100, bbox_inches="tight")
     pyplot.close(figure)
 
 
