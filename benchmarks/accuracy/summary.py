@@ -26,6 +26,13 @@ class Cell:
     flops: float
     params: float
     note: str = ""
+    by_seed: tuple[tuple[int, float], ...] = ()
+
+    def ahead_of(self, other: Cell) -> float:
+        """Mean difference over the seeds that both have; NaN without any."""
+        theirs = dict(other.by_seed)
+        found = [a - theirs[seed] for seed, a in self.by_seed if seed in theirs]
+        return sum(found) / len(found) if found else math.nan
 
     def __str__(self) -> str:
         if math.isnan(self.accuracy):
@@ -59,6 +66,7 @@ def _cell(records: list[Record]) -> Cell:
         n,
         sum(r.flops for r in good) / n,
         sum(r.params for r in good) / n,
+        by_seed=tuple((r.seed, r.accuracy) for r in good),
     )
 
 
@@ -78,12 +86,12 @@ def losses(found: Cells) -> list[Loss]:
         if method != DEFAULT:
             continue
         ahead = [
-            Loss((*where[:3], budget), cell.accuracy - mine.accuracy, _noise(cell, mine))
+            Loss((*where[:3], budget), cell.ahead_of(mine), _noise(cell, mine))
             for where, cell in found.items()
             if where[:2] == (scenario, architecture)
             and (where[2] in METHODS or where[2] in RIVALS)
             and where[3] in (budget, 0.0)
-            and cell.accuracy > mine.accuracy
+            and cell.ahead_of(mine) > 0
             and cell.flops <= max(mine.flops, budget) * (1 + EQUAL)
         ]
         if ahead:
