@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check zoo clean
+.PHONY: demo test check zoo accuracy clean
 .DEFAULT_GOAL := demo
 
 # Merge the two fixture networks, print the table, write out/demo/.
@@ -27,6 +27,11 @@ check: $(VENV)/.installed-test
 zoo: $(VENV)/.installed-zoo
 	$(BIN)/python -m benchmarks.zoo.run $(MODEL)
 
+# Accuracy of merges against rivals; measures what ~/.cache/pleas_fx_benchmarks lacks. See
+# benchmarks/accuracy/README.md for the data. make accuracy ARGS="--only '*/resnet-narrow/*'"
+accuracy: $(VENV)/.installed-benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy.run $(ARGS)
+
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -45,4 +50,8 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-zoo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[zoo]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-benchmarks: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[benchmarks]'
 	touch $@ $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""How accurate a merge is: scenarios, architectures and rivals on small public image sets."""

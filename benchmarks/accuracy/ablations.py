@@ -1,0 +1,214 @@
+"""One thing changed at a time: what each choice of the default is worth.
+
+python -m benchmarks.accuracy.ablations [--folder F] [--only PATTERN ...] [--seeds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pleas_fx as pf
+from benchmarks.accuracy.evaluate import Tests
+from benchmarks.accuracy.measure import Case, Setting
+from benchmarks.accuracy.page import table
+from benchmarks.accuracy.records import Record, Records
+from benchmarks.accuracy.run import DOCS, FOLDER
+from benchmarks.accuracy.scenarios import SCENARIOS
+from benchmarks.accuracy.sources import calibration, given, sources
+from benchmarks.accuracy.summary import cells
+from benchmarks.accuracy.tasks import Store
+from passes import plan
+from passes.match import match_weights
+from pleas_fx import compiler
+from pleas_fx.budget import Budget
+from pleas_fx.calibration import collect
+from pleas_fx.compiler import Clock, Options, Prepared, compile_models
+from pleas_fx.errors import PleasError
+from pleas_fx.ir import Matching, Plan
+
+Change = Callable[[Options], Options]
+SETTINGS = (
+    *(("same-task", b) for b in (0.5, 1.0)),
+    *(("disjoint", b) for b in (0.5, 1.0)),
+    *(("fine-tunes", b) for b in (0.5, 1.0)),
+    *(("domains", b) for b in (0.5, 1.0)),
+    *(("disjoint-64", b) for b in (1.0,)),
+)
+ARCHITECTURE = "resnet-narrow"
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """An option, or a constant of a module, that differs from the default."""
+
+    name: str
+    title: str
+    change: Change = lambda options: options
+    module: Any = None
+    constant: str = ""
+    value: Any = None
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The constant has its other value inside."""
+        if self.module is None:
+            yield
+            return
+        before = getattr(self.module, self.constant)
+        setattr(self.module, self.constant, self.value)
+        try:
+            yield
+        finally:
+            setattr(self.module, self.constant, before)
+
+
+def _option(name: str, title: str, **changes: Any) -> Variation:
+    return Variation(name, title, lambda options: replace(options, **changes))
+
+
+def _prices(name: str, title: str, *prices: tuple[float, float]) -> Variation:
+    menus = {**compiler.MENUS, "pleas": prices}
+    return Variation(name, title, module=compiler, constant="MENUS", value=menus)
+
+
+def _shrinkage(value: float) -> Variation:
+    return Variation(
+        f"shrinkage-{value:g}",
+        f"planner's shrinkage {value:g} (default {plan.SHRINKAGE:g})",
+        module=plan,
+        constant="SHRINKAGE",
+        value=value,
+    )
+
+
+def _on_weights() -> Variation:
+    """Nothing is read off the activations but widths."""
+
+    def matching(prepared: Prepared, *_: object) -> Matching:
+        return match_weights(prepared.programs, prepared.symmetries[0])
+
+    return Variation(
+        "match-weights",
+        "matched on weights",
+        module=compiler,
+        constant="_matching",
+        value=matching,
+    )
+
+
+_ALL = (
+    Variation("default", "default"),
+    *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
+    *(
+        _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
+        for n in (2, 32, 128)
+    ),
+    *(_shrinkage(v) for v in (0.0, 0.02, 0.5, 1.0)),
+    _prices("merged-only", "merging only (pairs or nothing)", (1.0, math.inf)),
+    _prices("no-mixtures", "all pairs or all singles a group", (math.inf, 1.0), (1.0, math.inf)),
+    _prices("cheap-merging", "merging at a third of its price", (0.33, 1.0), *plan.PRICES),
+    _on_weights(),
+)
+VARIATIONS = {variation.name: variation for variation in _ALL}
+
+
+def measure(case: Case, store: Store) -> Record:
+    """The default with one thing changed; the budget is of FLOPs."""
+    scenario, setting = SCENARIOS[case.setting.scenario], case.setting
+    models = sources(scenario, setting.architecture, setting.seed, store)
+    tests = Tests(scenario, store)
+    example = tests.inputs[0][:2]
+    data = collect(given(scenario, calibration(scenario, setting.seed, store)))
+    variation = VARIATIONS[case.method]
+    options = variation.change(
+        Options(Budget(flops=case.budget), scenario.heads, seed=setting.seed)
+    )
+    nothing = Record(*_start(case), math.nan, (), math.nan, math.nan, 0.0)
+    try:
+        with variation.applied():
+            compiled = compile_models(models, (example,), data, options, Clock())
+    except PleasError as error:
+        return replace(nothing, note=f"{type(error).__name__}: {error}")
+    module: nn.Module = compiled.rewritten.module
+    parts = tests.merged(module)
+    base = [pf.count(model, example) for model in models]
+    cost = pf.count(module, example)
+    return Record(
+        *_start(case),
+        round(sum(parts) / len(parts), 5),
+        tuple(round(p, 5) for p in parts),
+        round(cost.flops / (sum(b.flops for b in base) / len(base)), 4),
+        round(cost.params / (sum(b.params for b in base) / len(base)), 4),
+        0.0,
+        f"predicted {compiled.plan.predicted_error:.4g}; {merged_share(compiled.plan):.3f} merged",
+    )
+
+
+def _start(case: Case) -> tuple[str, str, int, str, float]:
+    return case.key
+
+
+def merged_share(found: Plan) -> float:
+    """Merged slots as a share of all slots."""
+    return sum(len(g.merged) for g in found.groups) / max(sum(g.slots for g in found.groups), 1)
+
+
+def page(records: Sequence[Record]) -> str:
+    """A table: a row a variation, a column a setting."""
+    found = cells(records)
+    settings = [s for s in SETTINGS if (s[0], ARCHITECTURE, "default", s[1]) in found]
+    rows = []
+    for name, variation in VARIATIONS.items():
+        own = [found.get((s, ARCHITECTURE, name, b)) for s, b in settings]
+        if any(own):
+            rows.append([variation.title, *("-" if c is None else str(c) for c in own)])
+    head = ["changed", *(f"{s} {b:g}x" for s, b in settings)]
+    return (
+        "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
+        f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). "
+        "Made by `python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows)
+    )
+
+
+def main() -> None:
+    """Measure what is missing, write docs/ablations.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--only", nargs="+", default=["*"], help="of scenario/variation")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
+    records = Records(asked.folder / "ablations.jsonl")
+    for pattern in [] if asked.page else asked.only:
+        for case in _cases(pattern, asked.seeds):
+            if case not in records:
+                record = measure(case, store)
+                records.add(case, [record])
+                print(record, flush=True)
+    (asked.docs / "ablations.md").write_text(page(list(records)))
+
+
+def _cases(pattern: str, seeds: int) -> Iterator[Case]:
+    for seed in range(seeds):
+        for scenario, budget in SETTINGS:
+            for name in VARIATIONS:
+                if fnmatch(f"{scenario}/{name}", pattern):
+                    yield Case(Setting(scenario, ARCHITECTURE, seed), name, budget)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The literal table of methods: what each does, at which budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+import pleas_fx as pf
+from benchmarks.accuracy.rivals.aligned import Request
+from benchmarks.accuracy.rivals.permutation import permutation
+from benchmarks.accuracy.rivals.published_adam import published_adam
+from benchmarks.accuracy.rivals.refit import merged_refit
+from benchmarks.accuracy.rivals.regmean import regmean
+from benchmarks.accuracy.rivals.zipit import zipit
+
+Budget = float
+FIXED = (1.0,)
+FEW: tuple[Budget, ...] = (0.5, 1.0, 1.2)
+CURVE: tuple[Budget, ...] = (0.25, 0.5, 0.75, 1.0, 1.2, 1.5, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to merge.
+
+    ``brief``: depends on owners or on the number of images. ``slow``: only in some scenarios.
+    ``same``: only where all sources do the same.
+    """
+
+    name: str
+    title: str
+    merge: Callable[[Request, Budget], nn.Module]
+    budgets: tuple[Budget, ...] = FIXED
+    brief: bool = False
+    needs_data: bool = True
+    slow: bool = False
+    same: bool = False
+
+
+def _library(method: str, fixed: bool, request: Request, budget: Budget) -> nn.Module:
+    """One of the library's own; those that merge everything take a width, not a budget."""
+    result = pf.merge(
+        list(request.models),
+        request.calibration,
+        width=1.0 if fixed else None,
+        flops=None if fixed else budget,
+        heads=request.heads,
+        classes=request.classes,
+        method=method,
+        seed=request.seed,
+        progress=False,
+        example_inputs=request.example,
+    )
+    return result.model
+
+
+def _at_one(rival: Callable[[Request], nn.Module]) -> Callable[[Request, Budget], nn.Module]:
+    return lambda request, _: rival(request)
+
+
+def _one_source(request: Request, budget: Budget) -> nn.Module:
+    """Source 0 merged with itself: thinned and refitted, the others thrown away."""
+    alone = replace(request, models=(request.models[0],) * 2)
+    return _library("pleas", False, alone, min(budget, 1.0))
+
+
+def _published(request: Request, budget: Budget) -> nn.Module:
+    return _library("pleas-paper", budget == 1.0, request, budget)
+
+
+_ALL = (
+    Method("average", "plain average", partial(_library, "average", True), needs_data=False),
+    Method("permute", "permutation (activations)", _at_one(partial(permutation, on="activations"))),
+    Method("permute-weights", "permutation (weights)", _at_one(partial(permutation, on="weights"))),
+    Method("regmean", "RegMean", _at_one(regmean), brief=True),
+    Method("zipit", "ZipIt", _at_one(zipit)),
+    Method("published-adam", "PLeaS as published, Adam", _at_one(published_adam), slow=True),
+    Method("published", "PLeaS as published, solved", _published, (1.0, 1.2), brief=True),
+    Method("merged-refit", "all merged, our fit", _at_one(merged_refit), brief=True),
+    Method(
+        "side-by-side", "side by side", partial(_library, "side-by-side", False), FEW, brief=True
+    ),
+    Method("one-source", "one source, thinned", _one_source, FEW, brief=True, same=True),
+    Method(
+        "pleas", "pleas-fx", partial(_library, "pleas", False), FEW, brief=True, needs_data=False
+    ),
+)
+METHODS = {method.name: method for method in _ALL}
+REFERENCES = {
+    "own": "each source on its own",
+    "best-source": "best single source",
+    "ensemble": "ensemble, mean logits",
+    "ensemble-probabilities": "ensemble, mean probabilities",
+    "ensemble-confident": "ensemble, more confident",
+    "all-labels": "one network, all labels",
+}

@@ -1,0 +1,112 @@
+"""Measure what the records lack, a JSON line each, and write docs/accuracy.*."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+
+from benchmarks.accuracy.architectures import ARCHITECTURES
+from benchmarks.accuracy.data import MissingDataError
+from benchmarks.accuracy.measure import Case, Setting, measure
+from benchmarks.accuracy.methods import CURVE, METHODS
+from benchmarks.accuracy.page import write
+from benchmarks.accuracy.records import Records
+from benchmarks.accuracy.scenarios import CURVES, MAIN, SCENARIOS, SLOW
+from benchmarks.accuracy.tasks import Store
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+FOLDER = Path.home() / ".cache" / "pleas_fx_benchmarks"
+FIRST = "resnet-narrow"  # runs all scenarios and curves; the others the main ones
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run."""
+
+    only: tuple[str, ...]
+    seeds: int
+
+
+def cases(plan: Plan) -> Iterator[Case]:
+    """Pattern by pattern, seed by seed; a pattern is of scenario/architecture/method."""
+    for pattern in plan.only:
+        yield from _matching(pattern, plan.seeds)
+
+
+def _matching(pattern: str, seeds: int) -> Iterator[Case]:
+    for seed in range(seeds):
+        for architecture in ARCHITECTURES:
+            for name, scenario in SCENARIOS.items():
+                if name not in MAIN and architecture != FIRST:
+                    continue
+                setting = Setting(name, architecture, seed)
+                if fnmatch(f"{name}/{architecture}/references", pattern) and not scenario.brief:
+                    yield Case(setting, "references", 0.0)
+                yield from _merges(setting, pattern)
+
+
+def _merges(setting: Setting, pattern: str) -> Iterator[Case]:
+    scenario = SCENARIOS[setting.scenario]
+    for method in METHODS.values():
+        if scenario.brief and not method.brief:
+            continue
+        if (scenario.images == 0 and method.needs_data) or (method.same and not scenario.same):
+            continue
+        curve = setting.architecture == FIRST and setting.scenario in CURVES
+        if method.slow and not (curve and setting.scenario in SLOW):
+            continue
+        wanted = fnmatch(f"{setting.scenario}/{setting.architecture}/{method.name}", pattern)
+        budgets = CURVE if curve and len(method.budgets) > 2 else method.budgets
+        budgets = (1.0,) if scenario.images == 0 else budgets
+        if wanted:
+            yield from (Case(setting, method.name, budget) for budget in budgets)
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """What was asked for on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="networks and records")
+    parser.add_argument("--data", type=Path, help="image sets; FOLDER/data by default")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the page goes")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["*"],
+        help="patterns of scenario/architecture/method, in the order they are to be measured",
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long")
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    """Measure, one case after the other; the page is written at the end."""
+    asked = arguments()
+    torch.set_num_threads(1)
+    records = Records(asked.folder / "records.jsonl")
+    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
+    end = time.monotonic() + 60 * asked.minutes
+    for case in [] if asked.page else cases(Plan(tuple(asked.only), asked.seeds)):
+        if time.monotonic() > end:
+            break
+        if case in records:
+            continue
+        try:
+            found = measure(case, store)
+        except MissingDataError as error:
+            raise SystemExit(str(error)) from error
+        records.add(case, found)
+        for record in found:
+            print(record, flush=True)
+    write(records, asked.docs)
+
+
+if __name__ == "__main__":
+    main()
