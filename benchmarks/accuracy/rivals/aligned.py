@@ -75,9 +75,8 @@ def align(request: Request, on: str) -> Aligned:
 def _matching(prepared: Prepared, data: Batches, on: str, seed: int) -> Matching:
     if on == "weights":
         return match_weights(prepared.programs, prepared.symmetries[0])
-    return match_activations(
-        prepared.symmetries[0], statistics(prepared.programs, prepared.symmetries, data, seed)
-    )
+    found = statistics(prepared.programs, prepared.symmetries, data, seed)
+    return match_activations(prepared.programs, prepared.symmetries[0], found)
 
 
 def statistics(
