@@ -44,14 +44,14 @@ def _draw(module: nn.Module, name: str, parameter: Tensor) -> None:
     if name == "bias":
         parameter.normal_(0.0, SPREAD)
     elif isinstance(module, _ConvNd | nn.Linear):
-        parameter.normal_(0.0, (2.0 / _fan_in(module)) ** 0.5)
+        parameter.normal_(0.0, (2.0 / fan_in(module)) ** 0.5)
     elif isinstance(module, nn.PReLU):
         parameter.uniform_(0.1, 0.4)
     else:  # weights of normalisations, layer scales
         parameter.uniform_(0.5, 1.5)
 
 
-def _fan_in(module: _ConvNd | nn.Linear) -> float:
+def fan_in(module: _ConvNd | nn.Linear) -> float:
     """How many products are summed into one output value."""
     if isinstance(module, nn.Linear):
         return module.in_features

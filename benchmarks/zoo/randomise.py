@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
+
+from tests.randomise import fan_in
 
 SPREAD = 0.3  # standard deviation of biases, and of running means in units of the true ones
 SMALL = 1e-4
@@ -47,23 +49,13 @@ def _amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 
 def _draw(module: nn.Module, name: str, parameter: Tensor) -> None:
     if isinstance(module, _ConvNd | nn.Linear) and name == "weight":
-        parameter.normal_(0.0, (2.0 / _fan_in(module)) ** 0.5)
+        parameter.normal_(0.0, (2.0 / fan_in(module)) ** 0.5)
     elif isinstance(module, nn.PReLU):
         parameter.uniform_(0.1, 0.4)
     elif name.endswith("bias") or not parameter.any():
         parameter.normal_(0.0, SPREAD)
     elif bool((parameter == parameter.flatten()[0]).all()):  # norm weights, layer scales
         parameter.uniform_(0.5, 1.5)
-
-
-def _fan_in(module: _ConvNd | nn.Linear) -> float:
-    """How many products are summed into one output value."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    taps = float(torch.Size(module.kernel_size).numel()) * module.in_channels / module.groups
-    if isinstance(module, _ConvTransposeNd):
-        taps /= torch.Size(module.stride).numel()
-    return taps
 
 
 def _settle(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
