@@ -27,16 +27,10 @@ from pleas_fx.classes import (
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
+from pleas_fx.rules.reasons import COMBINED, SUMMED, WRITTEN
 
 ROUNDS = 4
-WRITTEN = "a constant written in the model's code"
-HELD = frozenset(
-    {
-        "combined with a value that has no labels along this axis",
-        "summed with a value that has no labels along this axis",
-        WRITTEN,
-    }
-)
+HELD = frozenset({COMBINED, SUMMED, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 

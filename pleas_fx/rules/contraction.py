@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
 from pleas_fx.rules.pointwise import combine
+from pleas_fx.rules.reasons import SUMMED
 
 
 def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -73,7 +74,7 @@ def _contract(ctx: Labeller, a: Tensor | None, b: Tensor | None, size: int) -> N
     elif size > 1:
         for labels in (a, b):
             if labels is not None:
-                ctx.pin(labels, "summed with a value that has no labels along this axis")
+                ctx.pin(labels, SUMMED)
 
 
 def _dense(

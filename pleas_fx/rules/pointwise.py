@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, any_along, canonical, pattern
+from pleas_fx.rules.reasons import COMBINED
 
 Varying = dict[tuple[int, ...], Tensor]  # coordinates by the dims along which they vary
 
@@ -69,7 +70,7 @@ def held(ctx: Labeller, operand: Tensor, coordinates: Varying, shape: torch.Size
     for key, labels in coordinates.items():
         stuck = [d for d in key if d not in own and _varies(ctx, operand, d - offset)]
         if len(stuck) == len(key):
-            ctx.pin(labels, "combined with a value that has no labels along this axis")
+            ctx.pin(labels, COMBINED)
         else:
             for dim in stuck:
                 ctx.tie(labels, any_along(labels, dim))
