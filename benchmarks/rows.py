@@ -8,28 +8,29 @@ Task average on the test images with separate heads, in percent, at 0.5x and 1.0
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 
 import torch
 
-import pleas_fx as pf
 from passes import _rows
 from pleas_fx import demo
+from pleas_fx.budget import Budget
+from pleas_fx.calibration import collect
+from pleas_fx.compiler import Clock, Options, compile_models
 
 SETTINGS = ((2, 256), (4, 256), (8, 256), (16, 256), (8, 4096), (16, 4096), (32, 4096))
 BUDGETS = (0.5, 1.0)
 SEEDS = 5
 
 
-def accuracy(images: demo.Images, budget: float, seed: int) -> float:
+def accuracy(images: demo.Images, budget: float, seed: int, per_unknown: int) -> float:
     """Of one merge."""
-    result = pf.merge(
-        images.sources, torch.cat(images.calibration), flops=budget, seed=seed, progress=False
-    )
+    options = Options(Budget(flops=budget), seed=seed, rows_per_unknown=per_unknown)
+    data = collect(torch.cat(images.calibration))
+    example = (images.calibration[0][:2],)
+    compiled = compile_models(images.sources, example, data, options, Clock())
     with torch.no_grad():
-        outputs = [
-            torch.cat(p) for p in zip(*map(result.model, images.test.split(500)), strict=True)
-        ]
+        parts = [compiled.rewritten.module(part) for part in images.test.split(500)]
+    outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
     return 100 * demo.task_average(outputs, images.labels)
 
 
@@ -39,20 +40,12 @@ def main() -> None:
     print("| rows an unknown | at least | FLOPs | mean | seeds |")
     print("|---:|---:|---:|---:|---|")
     for per_unknown, fewest in SETTINGS:
-        setting = _wanted(per_unknown, fewest)
-        _rows.Rows.wanted = setting  # type: ignore[assignment, method-assign]
+        _rows.FEWEST_ROWS = fewest
         for budget in BUDGETS:
-            found = [accuracy(images, budget, seed) for seed in range(SEEDS)]
+            found = [accuracy(images, budget, seed, per_unknown) for seed in range(SEEDS)]
             shown = ", ".join(f"{value:.2f}" for value in found)
             mean = statistics.mean(found)
             print(f"| {per_unknown} | {fewest} | {budget} | {mean:.2f} | {shown} |", flush=True)
-
-
-def _wanted(per_unknown: int, fewest: int) -> Callable[[_rows.Rows, int], int]:
-    def wanted(_: _rows.Rows, unknowns: int) -> int:
-        return max(per_unknown * unknowns, fewest)
-
-    return wanted
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Regression:
 class Union:
     """The lanes that several layers read, each once, side by side."""
 
-    slices: tuple[tuple[int, int, int], ...]  # where they are found: layer, first channel, channels
+    # Where they are found: layer, first channel, number of channels (0: all of them).
+    slices: tuple[tuple[int, int, int], ...]
     columns: tuple[Tensor, ...]  # per layer, its unknowns among the union's
     unknowns: int
 

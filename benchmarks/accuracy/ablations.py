@@ -133,7 +133,7 @@ def measure(case: Case, store: Store) -> Record:
     options = variation.change(
         Options(Budget(flops=case.budget), scenario.heads, seed=setting.seed)
     )
-    nothing = Record(*_start(case), math.nan, (), math.nan, math.nan, 0.0)
+    nothing = Record(*case.key, math.nan, (), math.nan, math.nan, 0.0)
     try:
         with variation.applied():
             compiled = compile_models(models, (example,), data, options, Clock())
@@ -144,7 +144,7 @@ def measure(case: Case, store: Store) -> Record:
     base = [pf.count(model, example) for model in models]
     cost = pf.count(module, example)
     return Record(
-        *_start(case),
+        *case.key,
         round(sum(parts) / len(parts), 5),
         tuple(round(p, 5) for p in parts),
         round(cost.flops / (sum(b.flops for b in base) / len(base)), 4),
@@ -152,10 +152,6 @@ def measure(case: Case, store: Store) -> Record:
         0.0,
         f"predicted {compiled.plan.predicted_error:.4g}; {merged_share(compiled.plan):.3f} merged",
     )
-
-
-def _start(case: Case) -> tuple[str, str, int, str, float]:
-    return case.key
 
 
 def merged_share(found: Plan) -> float:

@@ -17,6 +17,7 @@ from pleas_fx.inspector.drawing import draw, legend_of
 from pleas_fx.inspector.layout import Layout
 from pleas_fx.inspector.markup import clean
 from pleas_fx.inspector.view import View
+from pleas_fx.report.view import DASH, percent
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
@@ -61,17 +62,12 @@ def _environment() -> Environment:
 
 def figure(value: float) -> str:
     """An error in two digits; a dash for what isn't a number."""
-    return f"{value:.1e}" if math.isfinite(value) else "–"
+    return f"{value:.1e}" if math.isfinite(value) else DASH
 
 
 def ending(path: str, letters: int = 24) -> str:
     """The end of a long path, which says more than its beginning."""
     return path if len(path) <= letters else f"…{path[1 - letters :]}"
-
-
-def percent(share: float) -> str:
-    """A share; a dash for what isn't a number."""
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 
 def _styles() -> str:
