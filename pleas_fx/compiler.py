@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from passes.rewrite import Mismatch, Rewritten
 from passes.trace import trace
 from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
+from pleas_fx.channels_last import arranged
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
@@ -150,6 +151,12 @@ class Observed:
     matching: Matching
 
 
+def _arranged(prepared: Prepared, data: Batches | None) -> Batches | None:
+    if data is None:
+        return None
+    return replace(data, batches=arranged(prepared.programs, data.batches))
+
+
 def look(prepared: Prepared, data: Batches | None, options: Options, clock: Clock) -> Observed:
     """Statistics of the sources on the data, and the matching of their channels."""
     statistics = None
@@ -179,7 +186,7 @@ def plan_only(
 ) -> Plan:
     """The plan of a merge, without fitting anything."""
     prepared = prepare(models, inputs, options, clock)
-    observed = look(prepared, data, options, clock)
+    observed = look(prepared, _arranged(prepared, data), options, clock)
     return decide(prepared, observed, inputs, options, clock)[0]
 
 
@@ -247,6 +254,7 @@ def compile_models(
 ) -> Compiled:
     """All passes in order: trace, groups, observe, match, plan, rewrite, fit."""
     prepared = prepare(models, inputs, options, clock)
+    data = _arranged(prepared, data)
     observed = look(prepared, data, options, clock)
     plan, rewritten = decide(prepared, observed, inputs, options, clock)
     with clock.time("fit"):
