@@ -107,7 +107,8 @@ def _on_weights() -> Variation:
 
 
 _ALL = (
-    Variation("default", "default"),
+    Variation("default", "all sources take part"),
+    _option("contest", "or one source alone (the default)", contest=True),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
@@ -131,7 +132,7 @@ def measure(case: Case, store: Store) -> Record:
     data = collect(given(scenario, calibration(scenario, setting.seed, store)))
     variation = VARIATIONS[case.method]
     options = variation.change(
-        Options(Budget(flops=case.budget), scenario.heads, seed=setting.seed)
+        Options(Budget(flops=case.budget), scenario.heads, seed=setting.seed, contest=False)
     )
     nothing = Record(*case.key, math.nan, (), math.nan, math.nan, 0.0)
     try:
@@ -171,8 +172,9 @@ def page(records: Sequence[Record]) -> str:
     head = ["changed", *(f"{s} {b:g}x" for s, b in settings)]
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
-        f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). "
-        "Made by `python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows)
+        f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). All rows "
+        "but the second keep all sources, so that they differ in one thing. Made by "
+        "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows)
     )
 
 
