@@ -1,14 +1,15 @@
-"""Which sources take part: all of them, or only the one that does better alone.
+"""Which candidate is best: all sources or one alone, outputs fitted to owners or to the mean.
 
 Where all sources have the same outputs and the budget is small, one source thinned may be better
-than all of them thinned further. No predicted error tells (docs/accuracy-findings.md), so every
+than all of them thinned further; and where sources know each other's data, their mean may be a
+better target than the owner. No predicted error tells (docs/accuracy-findings.md), so every
 candidate is fitted on half the images and judged on the other half, both ways round.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from passes.judge import Answers, answers, owners_answers, score
@@ -19,7 +20,18 @@ from pleas_fx.ir import Plan, Program, letters, only
 
 Planned = tuple[Plan, Rewritten]
 Decide = Callable[[int], Planned]  # the plan of one source alone
-FitOn = Callable[[Rewritten, Batches, int | None], object]  # in place
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A planned network, and whether its outputs are fitted to the owner's (where it is known)."""
+
+    title: str
+    planned: Planned
+    owned: bool = True
+
+
+FitOn = Callable[[Candidate, Batches], object]  # in place
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +44,27 @@ class Half:
     wanted: Answers
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A plan, and the source that it is of when it is of one alone."""
-
-    planned: Planned
-    alone: int | None
-
-
 def choose(
-    programs: Sequence[Program], data: Batches, everyone: Planned, decide: Decide, fit: FitOn
-) -> Choice:
-    """The best of all candidates; ``everyone`` where none is better, or where that can't be told.
-
-    A source that isn't better untouched won't be when it is thinned, and isn't tried.
-    """
+    programs: Sequence[Program], data: Batches, everyone: Candidate, decide: Decide, fit: FitOn
+) -> Candidate:
+    """The best candidate; ``everyone`` where none is better, or where that can't be told."""
     halves = _halves(programs, data)
     if not halves:
-        return Choice(everyone, None)
-    best, chosen = _judged(everyone, None, halves, fit), Choice(everyone, None)
-    together = best
-    alone: dict[int, float] = {}
-    for source in range(len(programs)):
+        return everyone
+    scores = [(_judged(everyone, halves, fit), everyone)]
+    if any(owner is not None for owner in data.owners):
+        mean = replace(everyone, title=f"{everyone.title}, fitted to their mean", owned=False)
+        scores.append((_judged(mean, halves, fit), mean))
+    alone = _alone(halves, decide, max(value for value, _ in scores))
+    scores += [(_judged(candidate, halves, fit), candidate) for candidate in alone]
+    if len(scores) == 1:
+        return everyone
+    return _noted(max(scores, key=lambda found: found[0])[1], scores)
+
+
+def _alone(halves: Sequence[Half], decide: Decide, best: float) -> Iterator[Candidate]:
+    """Every source that is better untouched; others won't be when they are thinned."""
+    for source in range(len(halves[0].each)):
         untouched = sum(score(h.each[source], h.wanted) for h in halves) / len(halves)
         if untouched <= best:
             continue
@@ -61,33 +72,28 @@ def choose(
             planned = decide(source)
         except PleasError:  # this graph, or this budget, leaves no such network
             continue
-        alone[source] = _judged(planned, source, halves, fit)
-        if alone[source] > best:
-            best, chosen = alone[source], Choice(planned, source)
-    return _noted(chosen, together, alone)
+        yield Candidate(f"source {letters(only(source))} alone", planned, owned=False)
 
 
-def _noted(chosen: Choice, together: float, alone: dict[int, float]) -> Choice:
+def _noted(chosen: Candidate, scores: Sequence[tuple[float, Candidate]]) -> Candidate:
     """Say what was compared."""
-    if not alone:
-        return chosen
     plan, rewritten = chosen.planned
-    others = ", ".join(f"source {letters(only(s))} alone {v:.3f}" for s, v in alone.items())
-    kept = "all sources" if chosen.alone is None else f"source {letters(only(chosen.alone))}"
+    compared = ", ".join(f"{candidate.title} {value:.3f}" for value, candidate in scores)
     note = (
-        f"{kept} kept: judged by what the sources give to its answers on images it wasn't fitted "
-        f"on, all sources together score {together:.3f}, {others}"
+        f"{chosen.title}: what the sources give to its answers on images it wasn't fitted on, "
+        f"beside others ({compared})"
     )
     text = f"{plan.note}; {note}" if plan.note else note
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
 
 
-def _judged(planned: Planned, alone: int | None, halves: Sequence[Half], fit: FitOn) -> float:
+def _judged(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> float:
+    plan, rewritten = candidate.planned
     total = 0.0
     for half in halves:
-        trial = replace(planned[1], module=copy.deepcopy(planned[1].module))
-        fit(trial, half.fitted, alone)
-        total += score(answers(trial.module, half.judged.batches), half.wanted)
+        copied = replace(rewritten, module=copy.deepcopy(rewritten.module))
+        fit(replace(candidate, planned=(plan, copied)), half.fitted)
+        total += score(answers(copied.module, half.judged.batches), half.wanted)
     return total / len(halves)
 
 

@@ -25,7 +25,7 @@ from passes.rewrite import Mismatch, Rewritten
 from passes.trace import trace
 from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
-from pleas_fx.candidates import Choice, choose
+from pleas_fx.candidates import Candidate, choose
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
@@ -46,7 +46,7 @@ class Options:
     seed: int = 0
     ridge: float = 1e-4
     rows_per_unknown: int = 8
-    contest: bool = True  # whether one source alone may be better than all
+    contest: bool = True  # whether other candidates are tried (pleas_fx/candidates)
 
 
 @dataclass(slots=True)
@@ -250,26 +250,26 @@ def settle(
     data: Batches | None,
     options: Options,
     clock: Clock,
-) -> Choice:
+) -> Candidate:
     """The plan of all sources, or of one alone where that is judged to be better.
 
     Widths ask for slots of every group, so all sources take part.
     """
-    planned = decide(prepared, observed, inputs, options, clock)
+    everyone = Candidate("all sources", decide(prepared, observed, inputs, options, clock))
     resource = options.budget.flops or options.budget.params or options.budget.latency
     if data is None or not resource or resource >= len(prepared.programs):
-        return Choice(planned, None)
+        return everyone
     if not (options.contest and options.method == "pleas" and _same_outputs(prepared)):
-        return Choice(planned, None)
+        return everyone
 
     def alone(source: int) -> tuple[Plan, Rewritten]:
         return decide(prepared, observed, inputs, options, clock, alone=source)
 
-    def fitted(rewritten: Rewritten, images: Batches, source: int | None) -> object:
+    def fitted(candidate: Candidate, images: Batches) -> object:
         with clock.time("judge"):
-            return _fit(prepared, rewritten, observed.matching, images, options, source)
+            return _fit(prepared, candidate, observed.matching, images, options)
 
-    return choose(prepared.programs, data, planned, alone, fitted)
+    return choose(prepared.programs, data, everyone, alone, fitted)
 
 
 def _same_outputs(prepared: Prepared) -> bool:
@@ -288,10 +288,10 @@ def compile_models(
     """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
     observed = look(prepared, data, options, clock)
-    choice = settle(prepared, observed, inputs, data, options, clock)
-    plan, rewritten = choice.planned
+    chosen = settle(prepared, observed, inputs, data, options, clock)
+    plan, rewritten = chosen.planned
     with clock.time("fit"):
-        layers, peak = _fit(prepared, rewritten, observed.matching, data, options, choice.alone)
+        layers, peak = _fit(prepared, chosen, observed.matching, data, options)
     rewritten.module.requires_grad_(True)
     report = Report(
         layers=layers,
@@ -306,12 +306,12 @@ def compile_models(
 
 def _fit(
     prepared: Prepared,
-    rewritten: Rewritten,
+    candidate: Candidate,
     matching: Matching,
     data: Batches | None,
     options: Options,
-    alone: int | None = None,
 ) -> tuple[tuple[LayerFit, ...], int]:
+    rewritten = candidate.planned[1]
     if options.method == "average":
         return (), 0
     if data is None:
@@ -337,7 +337,7 @@ def _fit(
         ridge=options.ridge,
         rows_per_unknown=options.rows_per_unknown,
         seed=options.seed,
-        owners=data.owners if alone is None else (None,) * len(data.owners),
+        owners=data.owners if candidate.owned else (None,) * len(data.owners),
         heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
     )
     fitted = fit(prepared.programs, rewritten, data.batches, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 
 import pytest
@@ -99,7 +100,7 @@ def test_a_source_that_decides_every_answer_is_taken_alone() -> None:
     """And the plan says why; without the contest both are thinned, which answers worse."""
     found, both = compiled(flops=1.0), compiled(contest=False, flops=1.0)
     assert sources_in(found.plan) == {0}
-    assert found.plan.note.startswith("source A kept")
+    assert found.plan.note.startswith("source A alone:")
     assert sources_in(both.plan) == {0, 1}
     assert not both.plan.note
     wanted = outputs(faint(1e-3)[0], (images(),))[0].argmax(1)
@@ -124,6 +125,45 @@ def test_where_every_source_knows_its_own_images_best_none_is_dropped() -> None:
     halves = pf.PerSource([images()[:32], images()[32:] + 3.0])
     result = pf.merge([first, second], halves, flops=1.9, heads="shared", progress=False)
     assert sources_in(result.plan) == {0, 1}
+
+
+def noisy(seed: int, turned: bool = False) -> nn.Module:
+    """One network with noise of its own on the last layer; ``turned``: it means other classes."""
+    (model,) = precise(NETWORKS[NAME], 0)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        noise = torch.randn(head.weight.shape, generator=random, dtype=head.weight.dtype)
+        head.weight.add_(0.6 * head.weight.std() * noise).mul_(8.0)
+        head.bias.mul_(8.0)
+        if turned:
+            head.weight.copy_(head.weight.roll(1, 0))
+            head.bias.copy_(head.bias.roll(1, 0))
+    return model
+
+
+def scores(note: str) -> dict[str, float]:
+    """What was compared."""
+    found = re.findall(r"([^(),]+(?:, fitted to their mean)?) (\d\.\d+)", note.split("(")[1])
+    return {title.strip(" ,"): float(value) for title, value in found}
+
+
+def test_outputs_are_fitted_to_the_mean_or_to_the_owners_whichever_the_owners_believe() -> None:
+    """The mean, where sources know each other's images; the control: they are wrong about them."""
+    (x,) = doubled(NETWORKS[NAME].batch(256, seed=4))
+    agreeing, turned = [noisy(1), noisy(2)], [noisy(1), noisy(2, turned=True)]
+    notes = [
+        pf.plan(models, data, flops=1.0, heads="shared", progress=False).note
+        for models, data in (
+            (agreeing, pf.PerSource(x.chunk(2))),
+            (turned, pf.PerSource([x[:128], x[128:] + 3.0])),
+        )
+    ]
+    agreed, contrary = map(scores, notes)
+    mean = "all sources, fitted to their mean"
+    assert agreed[mean] > agreed["all sources"]
+    assert contrary[mean] < contrary["all sources"]
+    assert notes[1].startswith("all sources:")
 
 
 def test_a_tie_keeps_all_sources_merged() -> None:
