@@ -44,7 +44,7 @@ MENUS = {
     "pairs only": planning.MERGED_ONLY,
 }
 BUDGETS = (0.25, 0.5, 0.75, 1.0, 1.2, 1.5)
-COARSE = 6  # options a decision in the integer program
+COARSE = 10  # options a decision in the integer program
 SECONDS = 60.0  # for one integer program
 
 
