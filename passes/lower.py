@@ -35,6 +35,7 @@ def lower(program: Program) -> Program:
     module = copy.deepcopy(program.module)
     with torch.no_grad():
         _fold(module)
+        _reshape(module)
         for node in list(module.graph.nodes):
             _to_module(module, node, program.shapes)
     module.graph.eliminate_dead_code()
@@ -42,6 +43,13 @@ def lower(program: Program) -> Program:
     module.delete_all_unused_submodules()
     _drop_unread(module)
     return trace(module, program.inputs)
+
+
+def _reshape(module: fx.GraphModule) -> None:
+    """``view`` as ``reshape``: in a graph without writes they differ in what they refuse only."""
+    for node in module.graph.find_nodes(op="call_method", target="view"):
+        if not node.kwargs and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
 
 
 def _drop_unread(module: fx.GraphModule) -> None:

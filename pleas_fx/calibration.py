@@ -35,7 +35,7 @@ class PerSource:
 class Batches:
     """Checked batches, one tensor an input, and the source each belongs to (None: not known)."""
 
-    batches: tuple[tuple[Tensor, ...], ...]
+    batches: Sequence[tuple[Tensor, ...]]
     owners: tuple[int | None, ...]
 
     @property

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from passes.trace import trace
 from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose
+from pleas_fx.channels_last import arranged
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
@@ -152,6 +153,12 @@ class Observed:
     matching: Matching
 
 
+def _arranged(prepared: Prepared, data: Batches | None) -> Batches | None:
+    if data is None:
+        return None
+    return replace(data, batches=arranged(prepared.programs, data.batches))
+
+
 def look(prepared: Prepared, data: Batches | None, options: Options, clock: Clock) -> Observed:
     """Statistics of the sources on the data, and the matching of their channels."""
     statistics = None
@@ -181,6 +188,7 @@ def plan_only(
 ) -> Plan:
     """The plan of a merge; only candidates that have to be judged are fitted for it."""
     prepared = prepare(models, inputs, options, clock)
+    data = _arranged(prepared, data)
     observed = look(prepared, data, options, clock)
     return settle(prepared, observed, inputs, data, options, clock).planned[0]
 
@@ -287,6 +295,7 @@ def compile_models(
 ) -> Compiled:
     """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
+    data = _arranged(prepared, data)
     observed = look(prepared, data, options, clock)
     chosen = settle(prepared, observed, inputs, data, options, clock)
     plan, rewritten = chosen.planned

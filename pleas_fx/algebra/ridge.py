@@ -214,7 +214,11 @@ def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> tuple
     if bool(good.all()):
         condition = float((pivots.amax(-1) / pivots.amin(-1)).max())
         rank = 0 if empty else size
-        return _Found(condition, rank, "cholesky"), torch.cholesky_solve(right, factor).mT
+        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        return (
+            _Found(condition, rank, "cholesky"),
+            torch.linalg.solve_triangular(factor.mT, half, upper=True).mT,
+        )
     return _truncated(matrix, damping, right, tolerance)
 
 
