@@ -18,7 +18,6 @@ from pleas_fx.ir import (
     Membership,
     Program,
     Symmetry,
-    everyone,
     letters,
     members,
     only,
@@ -57,9 +56,9 @@ class Walk:
         self.programs, self.symmetries, self.table = programs, symmetries, table
         self.layouts = [symmetry.layout for symmetry in symmetries]
         self.sources = len(programs)
-        self.everyone = everyone(self.sources)
-        self.singles = tuple(only(s) for s in range(self.sources))
-        self.whole_first = (self.everyone, *self.singles)
+        self.everyone = Membership(sum(only(s) for s in table.present))
+        self.singles = tuple(only(s) for s in table.present)
+        self.whole_first = tuple(dict.fromkeys((self.everyone, *self.singles)))
         self.slots = {
             (s, S): table.slot_of(s, S, len(self.layouts[s].group))
             for s in range(self.sources)

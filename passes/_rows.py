@@ -81,7 +81,8 @@ class Rows:
 
     def shape(self, site: Site, batch: int) -> torch.Size:
         """Of a source's value; sources differ in channels at most."""
-        shape: torch.Size = self.sources[0].value(site.node, batch).shape
+        first = int((site.rows >= 0).any(0).argmax())
+        shape: torch.Size = self.sources[first].value(site.node, batch).shape
         return shape
 
     def targets(
@@ -92,19 +93,27 @@ class Rows:
         The mean over the sources in a slot, or the owner's value for heads.
         """
         owner, node = self.settings.owners[batch], sites[0].node
-        values = [output_rows(module, s.value(node, batch), at) for s in self.sources]
-        for value in values:
-            require_finite(value, batch, node)
         if owner is not None and node in self.settings.heads:
-            return [_owners_rows(values[owner], site.rows[:, owner]) for site in sites]
+            value = self._at(owner, module, node, batch, at)
+            return [_owners_rows(value, site.rows[:, owner]) for site in sites]
+        asked = {s for site in sites for s in np.flatnonzero((site.rows >= 0).any(0))}
+        values = [
+            self._at(s, module, node, batch, at) if s in asked else None
+            for s in range(len(self.sources))
+        ]
         return [mean_rows(values, site.rows) for site in sites]
 
+    def _at(self, source: int, module: nn.Module, node: str, batch: int, at: IntArray) -> Tensor:
+        value = output_rows(module, self.sources[source].value(node, batch), at)
+        require_finite(value, batch, node)
+        return value
 
-def mean_rows(values: Sequence[Tensor], rows: IntArray) -> Tensor:
-    """(positions, outputs, …): mean over the sources that have an output."""
+
+def mean_rows(values: Sequence[Tensor | None], rows: IntArray) -> Tensor:
+    """(positions, outputs, …): mean over the sources that have an output; others aren't read."""
     total: Tensor | None = None
     for s, value in enumerate(values):
-        if (rows[:, s] < 0).all():
+        if value is None or (rows[:, s] < 0).all():
             continue
         picked = value[:, torch.from_numpy(np.maximum(rows[:, s], 0)).to(value.device)]
         if (rows[:, s] < 0).any():

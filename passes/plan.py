@@ -38,6 +38,7 @@ from pleas_fx.ir import (
     members,
     only,
 )
+from pleas_fx.lanes import lane_of, whole_lane, without_others
 from pleas_fx.options import ALL_MERGED, APART, STEPS, Decision, Option, allocate
 from pleas_fx.rules.modules import contraction, is_depthwise
 
@@ -67,10 +68,16 @@ class Menu:
     matching: Matching
     sizes: Mapping[GroupId, tuple[int, ...]]  # channels per source
     outputs: Mapping[GroupId, tuple[Lane, ...]]
+    alone: int | None = None  # the only source that any slot stands for
 
     @property
     def sources(self) -> int:
         return len(self.memberships) - 1
+
+    @property
+    def widest(self) -> int:
+        """How many sources there can be side by side."""
+        return self.sources if self.alone is None else 1
 
 
 def menu(
@@ -83,13 +90,22 @@ def menu(
     prices: Sequence[tuple[float, float]] = PRICES,
     widest: float = math.inf,
     known: Menu | None = None,
+    alone: int | None = None,
 ) -> Menu:
     """The options of every decision, from cached statistics.
 
     ``widest``: a width that no group will exceed, where that is known.
     ``known``: an earlier menu of the same statistics and prices, whose free decisions are kept.
+    ``alone``: no other source gets any slot; ``prices`` don't matter then.
     """
     sources = len(programs)
+    outputs = constraints.outputs
+    if alone is not None:
+        prices = SINGLES_ONLY
+        outputs = {
+            g: tuple(without_others(lane, alone) for lane in lanes) for g, lanes in outputs.items()
+        }
+    read = _Reader(programs, symmetries, statistics, matching, alone)
     memberships = (everyone(sources), *(only(s) for s in range(sources)))
     groups = planned_groups(symmetries[0])
     decisions: list[Decision] = []
@@ -98,21 +114,19 @@ def menu(
     together = {g for bundle in whole for g in bundle}
     for family in families(groups):
         ids = {g.id for g in family}
-        if ids & constraints.outputs.keys() or ids & together:
+        if ids & outputs.keys() or ids & together:
             continue
         earlier = kept.get(tuple(g.id for g in family))
-        decisions.append(
-            earlier or _free(programs, symmetries, statistics, matching, family, prices, widest)
-        )
+        decisions.append(earlier or _free(read, family, prices, widest))
     for bundle in whole:
-        if bundle & constraints.outputs.keys():
+        if bundle & outputs.keys():
             continue
         own = [g for g in groups if g.id in bundle]
-        decisions.append(_whole(programs, symmetries, statistics, matching, own, prices))
-    for group, lanes in constraints.outputs.items():
+        decisions.append(_whole(read, own, prices))
+    for group, lanes in outputs.items():
         decisions.append(_given(group, lanes, memberships, symmetries))
     sizes = {g.id: tuple(int((s.layout.group == g.id).sum()) for s in symmetries) for g in groups}
-    return Menu(tuple(decisions), groups, memberships, matching, sizes, constraints.outputs)
+    return Menu(tuple(decisions), groups, memberships, matching, sizes, outputs, alone)
 
 
 def _closure(
@@ -149,21 +163,21 @@ def uniform(menu: Menu, widths: Mapping[GroupId, float] | float) -> Plan:
             widths
             if isinstance(widths, float)
             else max(
-                (widths[g] for g in decision.groups if g in widths), default=float(menu.sources)
+                (widths[g] for g in decision.groups if g in widths), default=float(menu.widest)
             )
         )
         fitting = [k for k, o in enumerate(decision.options) if o.lanes.sum() <= asked + 1e-9]
         if not fitting:
             fitting = [int(np.argmin([o.lanes.sum() for o in decision.options]))]
-        choice.append(min(fitting, key=lambda k: _rank(decision.options[k], asked, menu.sources)))
+        choice.append(min(fitting, key=lambda k: _rank(decision.options[k], asked, menu)))
     return to_plan(menu, choice)
 
 
-def _rank(option: Option, asked: float, sources: int) -> tuple[float, float, float]:
+def _rank(option: Option, asked: float, menu: Menu) -> tuple[float, float, float]:
     """Least error first; on ties nothing dropped, then few slots; at full width all apart."""
-    if asked >= sources and option.path == APART:
+    if asked >= menu.widest and option.path == APART:
         return (-1.0, 0.0, 0.0)
-    kept = float(option.lanes[0] * sources + option.lanes[1:].sum())
+    kept = float(option.lanes[0] * menu.sources + option.lanes[1:].sum())
     return (round(option.error, 6), -kept, float(option.lanes.sum()))
 
 
@@ -201,7 +215,8 @@ def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tupl
     """The lanes of one group of a decision, slots in the order of the first member's channels."""
     partner = menu.matching.partner[group.id]
     if option.path == APART:
-        return tuple(_single_lane(s, n, menu.sources) for s, n in enumerate(menu.sizes[group.id]))
+        kept = [s for s in range(menu.sources) if option.lanes[1 + s]]
+        return tuple(whole_lane(s, menu.sizes[group.id][s], menu.sources) for s in kept)
     per_unit = group.size // max(decision.units, 1) if decision.units else 1
     if option.path == ALL_MERGED:
         return (lane_of(menu.memberships[0], partner, menu.sources),)
@@ -216,49 +231,67 @@ def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tupl
     return tuple(lanes)
 
 
-def lane_of(membership: Membership, channels: IntArray, sources: int) -> Lane:
-    """A lane from matched channels (sources, slots), in the first member's order."""
-    own = members(membership)
-    table = np.full((channels.shape[1], sources), -1, np.int64)
-    for s in own:
-        table[:, s] = channels[s]
-    return Lane(membership, table[np.argsort(table[:, own[0]], kind="stable")])
-
-
-def _single_lane(source: int, size: int, sources: int) -> Lane:
-    channels = np.tile(np.arange(size), (sources, 1))
-    return lane_of(only(source), channels, sources)
-
-
 # -- options -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Makes the selection problems: what the consumers of groups read."""
+
+    programs: Sequence[Program]
+    symmetries: Sequence[Symmetry]
+    statistics: Statistics | None
+    matching: Matching
+    alone: int | None
+
+    @property
+    def apart(self) -> FloatArray:
+        """Every channel of every source that takes part, in slots of its own."""
+        sources = len(self.programs)
+        kept = range(sources) if self.alone is None else (self.alone,)
+        return np.array([0.0] + [float(s in kept) for s in range(sources)])
+
+    @property
+    def merged(self) -> FloatArray:
+        return np.array([1.0] + [0.0] * len(self.programs))
+
+    def problem(self, family: Sequence[Group]) -> Problem:
+        return _problem(self.programs, self.symmetries, self.statistics, self.matching, family)
+
+    def paths(
+        self, family: Sequence[Group], prices: Sequence[tuple[float, float]], limit: int
+    ) -> tuple[Path, ...]:
+        """Selections, with the numbers of the sources that take part."""
+        problem = self.problem(family)
+        if self.alone is None:
+            return select_all(problem, prices, limit=limit)
+        found = select_all(problem.of(self.alone), prices, limit=limit)
+        return tuple(replace(p, kind=np.full_like(p.kind, self.alone)) for p in found)
+
+
 def _free(
-    programs: Sequence[Program],
-    symmetries: Sequence[Symmetry],
-    statistics: Statistics | None,
-    matching: Matching,
+    read: _Reader,
     family: Sequence[Group],
     prices: Sequence[tuple[float, float]],
     widest: float,
 ) -> Decision:
     """Any selection of channels (of blocks, in a block family)."""
-    sources, ids = len(programs), tuple(g.id for g in family)
+    sources, ids = len(read.programs), tuple(g.id for g in family)
     units = family[0].blocks.count if family[0].blocks else family[0].size
     if not prices:
-        return Decision(ids, (Option(_apart(sources), 0.0, APART, 0),), (), units)
-    problem = _problem(programs, symmetries, statistics, matching, family)
+        return Decision(ids, (Option(read.apart, 0.0, APART, 0),), (), units)
     limit = math.ceil(units * max(min(widest, sources), 1.0))  # all merged is always an option
-    paths = select_all(problem, prices, limit=limit)
+    paths = read.paths(family, prices, limit)
+    inner = min(g.size for g in family) // units
     options = [
         option
         for k, path in enumerate(paths)
-        for option in _path_options(path, k, units, min(g.size for g in family) // units, sources)
+        for option in _path_options(path, k, units, inner, sources, read.alone)
     ]
     if any(math.isfinite(s) for _, s in prices):
-        options.append(Option(_apart(sources), 0.0, APART, 0))
+        options.append(Option(read.apart, 0.0, APART, 0))
     if any(math.isfinite(m) and not math.isfinite(s) for m, s in prices):
-        options.append(Option(_merged(sources), _merged_error(paths, prices), ALL_MERGED, 0))
+        options.append(Option(read.merged, _merged_error(paths, prices), ALL_MERGED, 0))
     return Decision(ids, tuple(options), paths, units)
 
 
@@ -268,15 +301,9 @@ def _merged_error(paths: Sequence[Path], prices: Sequence[tuple[float, float]]) 
     )
 
 
-def _apart(sources: int) -> FloatArray:
-    return np.array([0.0] + [1.0] * sources)
-
-
-def _merged(sources: int) -> FloatArray:
-    return np.array([1.0] + [0.0] * sources)
-
-
-def _path_options(path: Path, index: int, units: int, inner: int, sources: int) -> list[Option]:
+def _path_options(
+    path: Path, index: int, units: int, inner: int, sources: int, alone: int | None
+) -> list[Option]:
     """Prefixes of a path; ``inner``: channels of a unit in the family's smallest group."""
     kinds = np.arange(-1, sources)
     running = np.cumsum(path.kind[:, None] == kinds[None, :], axis=0)
@@ -284,39 +311,37 @@ def _path_options(path: Path, index: int, units: int, inner: int, sources: int) 
     options = []
     for length in lengths[lengths > 0]:
         counts = running[length - 1]
-        if _allowed(counts * inner):
+        if _allowed(counts * inner, alone):
             options.append(Option(counts / units, float(path.error[length]), index, int(length)))
     return options
 
 
-def _allowed(channels: IntArray) -> bool:
-    """No lane of a single channel, and something to read for every source."""
-    return bool((channels != SMALLEST - 1).all() and (channels[0] + channels[1:] > 0).all())
+def _allowed(channels: IntArray, alone: int | None) -> bool:
+    """No lane of a single channel, and something to read for every source that takes part."""
+    readable = channels[0] + channels[1:]
+    needed = readable if alone is None else readable[alone]
+    return bool((channels != SMALLEST - 1).all() and (needed > 0).all())
 
 
 def _whole(
-    programs: Sequence[Program],
-    symmetries: Sequence[Symmetry],
-    statistics: Statistics | None,
-    matching: Matching,
-    groups: Sequence[Group],
-    prices: Sequence[tuple[float, float]],
+    read: _Reader, groups: Sequence[Group], prices: Sequence[tuple[float, float]]
 ) -> Decision:
     """All merged or all apart."""
-    sources, ids = len(programs), tuple(g.id for g in groups)
-    if not prices:
-        return Decision(ids, (Option(_apart(sources), 0.0, APART, 0),))
+    ids = tuple(g.id for g in groups)
+    apart = Option(read.apart, 0.0, APART, 0)
+    if not prices or read.alone is not None:
+        return Decision(ids, (apart,))
     error = 0.0
     for family in families(groups):
-        problem = _problem(programs, symmetries, statistics, matching, family)
+        problem = read.problem(family)
         units = problem.size // problem.unit
         path = select(problem, merged_price=1.0, single_price=math.inf, limit=units)
         error += float(path.error[-1])
     options = []
     if any(math.isfinite(s) for _, s in prices):
-        options.append(Option(_apart(sources), 0.0, APART, 0))
+        options.append(apart)
     if any(math.isfinite(m) for m, _ in prices):
-        options.append(Option(_merged(sources), error, ALL_MERGED, 0))
+        options.append(Option(read.merged, error, ALL_MERGED, 0))
     return Decision(ids, tuple(options))
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.plan import Menu, lane_of, plan_of_lanes
+from passes.plan import Menu, plan_of_lanes
 from pleas_fx.errors import BudgetError
 from pleas_fx.ir import FloatArray, GroupId, Lane, Plan
+from pleas_fx.lanes import lane_of
 from pleas_fx.options import ALL_MERGED, Decision
 
 

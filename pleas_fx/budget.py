@@ -59,7 +59,7 @@ def plan_for(
     asked = budget.flops or budget.params or budget.latency or 0.0
     if asked <= 0:
         raise BudgetError(f"a budget must be positive, {asked:g} was asked for")
-    return _search(planner, emit, lambda m: measure(m, inputs) / base, asked, menu.sources)
+    return _search(planner, emit, lambda m: measure(m, inputs) / base, asked, menu.widest)
 
 
 @dataclass(frozen=True, slots=True)

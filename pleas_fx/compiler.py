@@ -25,6 +25,7 @@ from passes.rewrite import Mismatch, Rewritten
 from passes.trace import trace
 from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
+from pleas_fx.candidates import Candidate, choose
 from pleas_fx.channels_last import arranged
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
@@ -46,6 +47,7 @@ class Options:
     seed: int = 0
     ridge: float = 1e-4
     rows_per_unknown: int = 8
+    contest: bool = True  # whether other candidates are tried (pleas_fx/candidates)
 
 
 @dataclass(slots=True)
@@ -184,10 +186,11 @@ def plan_only(
     options: Options,
     clock: Clock,
 ) -> Plan:
-    """The plan of a merge, without fitting anything."""
+    """The plan of a merge; only candidates that have to be judged are fitted for it."""
     prepared = prepare(models, inputs, options, clock)
-    observed = look(prepared, _arranged(prepared, data), options, clock)
-    return decide(prepared, observed, inputs, options, clock)[0]
+    data = _arranged(prepared, data)
+    observed = look(prepared, data, options, clock)
+    return settle(prepared, observed, inputs, data, options, clock).planned[0]
 
 
 MENUS = {
@@ -205,8 +208,10 @@ def decide(
     inputs: tuple[Tensor, ...],
     options: Options,
     clock: Clock,
+    *,
+    alone: int | None = None,
 ) -> tuple[Plan, Rewritten]:
-    """A plan within the budget and the network it gives.
+    """A plan within the budget and the network it gives; ``alone``: of one source only.
 
     Where the graph refuses a plan, the groups at that place become whole and planning repeats.
     """
@@ -222,6 +227,7 @@ def decide(
                 prices=_prices(options, len(prepared.programs)),
                 widest=options.budget.width or math.inf,
                 known=choices,
+                alone=alone,
             )
             try:
                 return plan_for(
@@ -245,6 +251,41 @@ def _prices(options: Options, sources: int) -> tuple[tuple[float, float], ...]:
     return ALL_APART if full and any(math.isfinite(s) for _, s in prices) else prices
 
 
+def settle(
+    prepared: Prepared,
+    observed: Observed,
+    inputs: tuple[Tensor, ...],
+    data: Batches | None,
+    options: Options,
+    clock: Clock,
+) -> Candidate:
+    """The plan of all sources, or of one alone where that is judged to be better.
+
+    Widths ask for slots of every group, so all sources take part.
+    """
+    everyone = Candidate("all sources", decide(prepared, observed, inputs, options, clock))
+    resource = options.budget.flops or options.budget.params or options.budget.latency
+    if data is None or not resource or resource >= len(prepared.programs):
+        return everyone
+    if not (options.contest and options.method == "pleas" and _same_outputs(prepared)):
+        return everyone
+
+    def alone(source: int) -> tuple[Plan, Rewritten]:
+        return decide(prepared, observed, inputs, options, clock, alone=source)
+
+    def fitted(candidate: Candidate, images: Batches) -> object:
+        with clock.time("judge"):
+            return _fit(prepared, candidate, observed.matching, images, options)
+
+    return choose(prepared.programs, data, everyone, alone, fitted)
+
+
+def _same_outputs(prepared: Prepared) -> bool:
+    """Whether every output stands for the same one of every source."""
+    lanes = [lane for own in prepared.given.values() for lane in own]
+    return all((lane.channels == lane.channels[:, :1]).all() for lane in lanes)
+
+
 def compile_models(
     models: Sequence[nn.Module],
     inputs: tuple[Tensor, ...],
@@ -252,13 +293,14 @@ def compile_models(
     options: Options,
     clock: Clock,
 ) -> Compiled:
-    """All passes in order: trace, groups, observe, match, plan, rewrite, fit."""
+    """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
     data = _arranged(prepared, data)
     observed = look(prepared, data, options, clock)
-    plan, rewritten = decide(prepared, observed, inputs, options, clock)
+    chosen = settle(prepared, observed, inputs, data, options, clock)
+    plan, rewritten = chosen.planned
     with clock.time("fit"):
-        layers, peak = _fit(prepared, rewritten, observed.matching, data, options)
+        layers, peak = _fit(prepared, chosen, observed.matching, data, options)
     rewritten.module.requires_grad_(True)
     report = Report(
         layers=layers,
@@ -273,11 +315,12 @@ def compile_models(
 
 def _fit(
     prepared: Prepared,
-    rewritten: Rewritten,
+    candidate: Candidate,
     matching: Matching,
     data: Batches | None,
     options: Options,
 ) -> tuple[tuple[LayerFit, ...], int]:
+    rewritten = candidate.planned[1]
     if options.method == "average":
         return (), 0
     if data is None:
@@ -303,7 +346,7 @@ def _fit(
         ridge=options.ridge,
         rows_per_unknown=options.rows_per_unknown,
         seed=options.seed,
-        owners=data.owners,
+        owners=data.owners if candidate.owned else (None,) * len(data.owners),
         heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
     )
     fitted = fit(prepared.programs, rewritten, data.batches, settings)

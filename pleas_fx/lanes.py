@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleas_fx.ir import GroupId, IntArray, Lane, Layout, Membership, members
+from pleas_fx.ir import GroupId, IntArray, Lane, Layout, Membership, members, only
 from pleas_fx.permuting import occurrences
 
 
@@ -29,6 +29,16 @@ class SlotTable:
     @property
     def size(self) -> int:
         return len(self.membership)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The sources that have something to read in every group."""
+        every = range(self.classes.shape[1])
+        return tuple(
+            s
+            for s in every
+            if all(any(lane.membership >> s & 1 for lane in own) for own in self.lanes.values())
+        )
 
     def ids(self, group: GroupId, membership: Membership) -> IntArray:
         """The slots of a group in a lane, in their order."""
@@ -68,6 +78,26 @@ def slot_table(lanes: Mapping[GroupId, tuple[Lane, ...]], layouts: Sequence[Layo
         classes=np.concatenate(classes) if classes else np.zeros((0, len(layouts)), np.int64),
         membership=np.concatenate(membership) if membership else np.zeros(0, np.int64),
     )
+
+
+def lane_of(membership: Membership, channels: IntArray, sources: int) -> Lane:
+    """A lane from matched channels (sources, slots), in the first member's order."""
+    own = members(membership)
+    table = np.full((channels.shape[1], sources), -1, np.int64)
+    for s in own:
+        table[:, s] = channels[s]
+    return Lane(membership, table[np.argsort(table[:, own[0]], kind="stable")])
+
+
+def whole_lane(source: int, size: int, sources: int) -> Lane:
+    """All channels of one source."""
+    return lane_of(only(source), np.tile(np.arange(size), (sources, 1)), sources)
+
+
+def without_others(lane: Lane, source: int) -> Lane:
+    """The same slots with the channels of one source only."""
+    others = np.arange(lane.channels.shape[1]) != source
+    return Lane(only(source), np.where(others, -1, lane.channels))
 
 
 def class_of_channel(layout: Layout, group: GroupId) -> IntArray:

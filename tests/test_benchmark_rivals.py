@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +191,17 @@ def test_records_resume(tmp_path) -> None:  # type: ignore[no-untyped-def]
     again = Records(tmp_path / "records.jsonl")
     assert Case() in again
     assert list(again) == [record]
+
+
+def test_records_of_an_earlier_version_of_a_method_are_left_out(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """They are measured again; those of other methods stay."""
+    path = tmp_path / "records.jsonl"
+    for method in ("m", "other"):
+        record = Record("s", "a", 0, method, 1.0, 0.5, (0.5,), 1.0, 1.0, 0.0)
+        Records(path).add(SimpleNamespace(key=("s", "a", 0, method, 1.0)), [record])
+    later = Records(path, {"m": 2})
+    assert [record.method for record in later] == ["other"]
+    assert SimpleNamespace(key=("s", "a", 0, "m", 1.0)) not in later
+    later.add(SimpleNamespace(key=("s", "a", 0, "m", 1.0)), [replace(record, method="m")])
+    assert [record.method for record in Records(path, {"m": 2})] == ["other", "m"]
+    assert [record.method for record in Records(path)] == ["m", "other"]

@@ -14,12 +14,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-import pleas_fx as pf
 from benchmarks.accuracy.evaluate import Tests
-from benchmarks.accuracy.measure import Case, Setting
+from benchmarks.accuracy.measure import Case, Setting, evaluated, refused
 from benchmarks.accuracy.page import table
 from benchmarks.accuracy.records import Record, Records
 from benchmarks.accuracy.run import DOCS, FOLDER
@@ -28,13 +28,16 @@ from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.summary import cells
 from benchmarks.accuracy.tasks import Store
 from passes import plan
+from passes._rows import Rows
 from passes.match import match_weights
-from pleas_fx import compiler
+from passes.rewrite import Rewritten, Site, rewrite
+from pleas_fx import budget, compiler
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
 from pleas_fx.compiler import Clock, Options, Prepared, compile_models
 from pleas_fx.errors import PleasError
-from pleas_fx.ir import Matching, Plan
+from pleas_fx.heads import given_lanes
+from pleas_fx.ir import Lane, Matching, Plan, everyone
 
 Change = Callable[[Options], Options]
 SETTINGS = (
@@ -49,7 +52,7 @@ ARCHITECTURE = "resnet-narrow"
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """An option, or a constant of a module, that differs from the default."""
+    """An option, or a constant of a module or class, that differs from the default."""
 
     name: str
     title: str
@@ -106,8 +109,44 @@ def _on_weights() -> Variation:
     )
 
 
+class DenseEmitter(budget._Emitter):
+    """The same slots, and all weights between them, until the budget is met."""
+
+    def __call__(self, found: Plan) -> Rewritten:
+        """One lane a group, but the outputs' own."""
+        given = given_lanes(self.programs, self.symmetries, self.heads, None)
+        lanes = {
+            g.group: g.lanes
+            if g.group in given
+            else (Lane(everyone(g.sources), np.concatenate([n.channels for n in g.lanes])),)
+            for g in found.groups
+        }
+        return rewrite(self.programs, self.symmetries, lanes, heads=self.heads)
+
+
+_BATCHES, _TARGETS = Rows.batches, Rows.targets
+
+
+def own_batches(rows: Rows, site: Site) -> tuple[int, ...]:
+    """In hidden layers too, where it is known whose images they are."""
+    own = [s for s in range(len(rows.sources)) if site.membership == 1 << s]
+    known = [k for k, owner in enumerate(rows.settings.owners) if owner in own]
+    return tuple(known) or _BATCHES(rows, site)
+
+
+def mean_targets(rows: Rows, sites: Any, module: Any, batch: int, at: Any) -> list[Tensor]:
+    """Nobody owns a batch."""
+    settings = rows.settings
+    rows.settings = replace(settings, owners=(None,) * len(settings.owners))
+    try:
+        return _TARGETS(rows, sites, module, batch, at)
+    finally:
+        rows.settings = settings
+
+
 _ALL = (
-    Variation("default", "default"),
+    Variation("default", "all sources take part"),
+    _option("contest", "or one source alone (the default)", contest=True),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
@@ -118,6 +157,27 @@ _ALL = (
     _prices("no-mixtures", "all pairs or all singles a group", (math.inf, 1.0), (1.0, math.inf)),
     _prices("cheap-merging", "merging at a third of its price", (0.33, 1.0), *plan.PRICES),
     _on_weights(),
+    Variation(
+        "dense",
+        "dense emission (every slot reads all)",
+        module=budget,
+        constant="_Emitter",
+        value=DenseEmitter,
+    ),
+    Variation(
+        "own-images",
+        "a source's own channels fitted on its own images",
+        module=Rows,
+        constant="batches",
+        value=own_batches,
+    ),
+    Variation(
+        "head-mean",
+        "heads fitted to the mean, owners or not",
+        module=Rows,
+        constant="targets",
+        value=mean_targets,
+    ),
 )
 VARIATIONS = {variation.name: variation for variation in _ALL}
 
@@ -127,31 +187,20 @@ def measure(case: Case, store: Store) -> Record:
     scenario, setting = SCENARIOS[case.setting.scenario], case.setting
     models = sources(scenario, setting.architecture, setting.seed, store)
     tests = Tests(scenario, store)
-    example = tests.inputs[0][:2]
     data = collect(given(scenario, calibration(scenario, setting.seed, store)))
     variation = VARIATIONS[case.method]
     options = variation.change(
-        Options(Budget(flops=case.budget), scenario.heads, seed=setting.seed)
+        Options(Budget(flops=case.budget), scenario.heads, seed=setting.seed, contest=False)
     )
-    nothing = Record(*case.key, math.nan, (), math.nan, math.nan, 0.0)
     try:
         with variation.applied():
-            compiled = compile_models(models, (example,), data, options, Clock())
+            compiled = compile_models(models, (tests.inputs[0][:2],), data, options, Clock())
     except PleasError as error:
-        return replace(nothing, note=f"{type(error).__name__}: {error}")
-    module: nn.Module = compiled.rewritten.module
-    parts = tests.merged(module)
-    base = [pf.count(model, example) for model in models]
-    cost = pf.count(module, example)
-    return Record(
-        *case.key,
-        round(sum(parts) / len(parts), 5),
-        tuple(round(p, 5) for p in parts),
-        round(cost.flops / (sum(b.flops for b in base) / len(base)), 4),
-        round(cost.params / (sum(b.params for b in base) / len(base)), 4),
-        0.0,
-        f"predicted {compiled.plan.predicted_error:.4g}; {merged_share(compiled.plan):.3f} merged",
+        return refused(case, error)
+    note = (
+        f"predicted {compiled.plan.predicted_error:.4g}; {merged_share(compiled.plan):.3f} merged"
     )
+    return evaluated(case, compiled.rewritten.module, models, tests, note=note)
 
 
 def merged_share(found: Plan) -> float:
@@ -171,8 +220,9 @@ def page(records: Sequence[Record]) -> str:
     head = ["changed", *(f"{s} {b:g}x" for s, b in settings)]
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
-        f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). "
-        "Made by `python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows)
+        f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). All rows "
+        "but the second keep all sources, so that they differ in one thing. Made by "
+        "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows)
     )
 
 
@@ -200,10 +250,10 @@ def main() -> None:
 
 def _cases(pattern: str, seeds: int) -> Iterator[Case]:
     for seed in range(seeds):
-        for scenario, budget in SETTINGS:
+        for scenario, size in SETTINGS:
             for name in VARIATIONS:
                 if fnmatch(f"{scenario}/{name}", pattern):
-                    yield Case(Setting(scenario, ARCHITECTURE, seed), name, budget)
+                    yield Case(Setting(scenario, ARCHITECTURE, seed), name, size)
 
 
 if __name__ == "__main__":

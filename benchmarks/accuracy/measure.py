@@ -51,19 +51,34 @@ def measure(case: Case, store: Store) -> list[Record]:
     tests = Tests(scenario, store)
     if case.method == "references":
         return _references(case, models, tests, store)
-    example = tests.inputs[0][:2]
-    base = sum(pf.count(model, example).flops for model in models) / len(models)
-    base_params = sum(pf.count(model, example).params for model in models) / len(models)
     start = time.perf_counter()
     try:
         merged = _merge(case, models, store)
     except PleasError as error:
-        return [_record(case, case.method, [], note=f"{type(error).__name__}: {error}")]
-    seconds = time.perf_counter() - start
-    cost = pf.count(merged, example)
-    accuracies = tests.merged(merged)
-    flops, params = cost.flops / base, cost.params / base_params
-    return [_record(case, case.method, accuracies, flops, params, seconds)]
+        return [refused(case, error)]
+    return [evaluated(case, merged, models, tests, seconds=time.perf_counter() - start)]
+
+
+def evaluated(
+    case: Case,
+    merged: nn.Module,
+    models: Sequence[nn.Module],
+    tests: Tests,
+    *,
+    seconds: float = 0.0,
+    note: str = "",
+) -> Record:
+    """What a merged network is worth, and its size relative to the mean source."""
+    example = tests.inputs[0][:2]
+    base, cost = [pf.count(model, example) for model in models], pf.count(merged, example)
+    flops = cost.flops * len(base) / sum(b.flops for b in base)
+    params = cost.params * len(base) / sum(b.params for b in base)
+    return _record(case, case.method, tests.merged(merged), flops, params, seconds, note)
+
+
+def refused(case: Case, error: PleasError) -> Record:
+    """Why there is no network."""
+    return _record(case, case.method, [], note=f"{type(error).__name__}: {error}")
 
 
 def _merge(case: Case, models: Sequence[nn.Module], store: Store) -> nn.Module:

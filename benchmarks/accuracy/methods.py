@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -15,11 +15,14 @@ from benchmarks.accuracy.rivals.published_adam import published_adam
 from benchmarks.accuracy.rivals.refit import merged_refit
 from benchmarks.accuracy.rivals.regmean import regmean
 from benchmarks.accuracy.rivals.zipit import zipit
+from pleas_fx.budget import Budget
+from pleas_fx.calibration import collect
+from pleas_fx.compiler import Clock, Options, compile_models
 
-Budget = float
+Size = float  # executed FLOPs relative to one source
 FIXED = (1.0,)
-FEW: tuple[Budget, ...] = (0.5, 1.0, 1.2)
-CURVE: tuple[Budget, ...] = (0.25, 0.5, 0.75, 1.0, 1.2, 1.5, 2.0)
+FEW: tuple[Size, ...] = (0.5, 1.0, 1.2)
+CURVE: tuple[Size, ...] = (0.25, 0.5, 0.75, 1.0, 1.2, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +30,21 @@ class Method:
     """A way to merge.
 
     ``brief``: depends on owners or on the number of images. ``slow``: only in some scenarios.
-    ``same``: only where all sources do the same.
+    ``same``: only where all sources do the same. ``version``: goes up when its results change.
     """
 
     name: str
     title: str
-    merge: Callable[[Request, Budget], nn.Module]
-    budgets: tuple[Budget, ...] = FIXED
+    merge: Callable[[Request, Size], nn.Module]
+    budgets: tuple[Size, ...] = FIXED
     brief: bool = False
     needs_data: bool = True
     slow: bool = False
     same: bool = False
+    version: int = 1
 
 
-def _library(method: str, fixed: bool, request: Request, budget: Budget) -> nn.Module:
+def _library(method: str, fixed: bool, request: Request, budget: Size) -> nn.Module:
     """One of the library's own; those that merge everything take a width, not a budget."""
     result = pf.merge(
         list(request.models),
@@ -57,17 +61,18 @@ def _library(method: str, fixed: bool, request: Request, budget: Budget) -> nn.M
     return result.model
 
 
-def _at_one(rival: Callable[[Request], nn.Module]) -> Callable[[Request, Budget], nn.Module]:
+def _at_one(rival: Callable[[Request], nn.Module]) -> Callable[[Request, Size], nn.Module]:
     return lambda request, _: rival(request)
 
 
-def _one_source(request: Request, budget: Budget) -> nn.Module:
+def _one_source(request: Request, budget: Size) -> nn.Module:
     """Source 0 merged with itself: thinned and refitted, the others thrown away."""
-    alone = replace(request, models=(request.models[0],) * 2)
-    return _library("pleas", False, alone, min(budget, 1.0))
+    options = Options(Budget(flops=min(budget, 1.0)), "shared", seed=request.seed, contest=False)
+    twice, data = (request.models[0],) * 2, collect(request.calibration)
+    return compile_models(twice, (request.example,), data, options, Clock()).rewritten.module
 
 
-def _published(request: Request, budget: Budget) -> nn.Module:
+def _published(request: Request, budget: Size) -> nn.Module:
     return _library("pleas-paper", budget == 1.0, request, budget)
 
 
@@ -84,9 +89,7 @@ _ALL = (
         "side-by-side", "side by side", partial(_library, "side-by-side", False), FEW, brief=True
     ),
     Method("one-source", "one source, thinned", _one_source, FEW, brief=True, same=True),
-    Method(
-        "pleas", "pleas-fx", partial(_library, "pleas", False), FEW, brief=True, needs_data=False
-    ),
+    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=2),
 )
 METHODS = {method.name: method for method in _ALL}
 REFERENCES = {

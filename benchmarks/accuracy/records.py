@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 Key = tuple[str, str, int, str, float]
+FIRST = 1  # version
 
 
 class Keyed(Protocol):
@@ -43,10 +44,14 @@ class Record:
 
 
 class Records:
-    """The records of this and of earlier runs."""
+    """The records of this and of earlier runs.
 
-    def __init__(self, path: Path) -> None:
+    ``versions``: of methods that have changed; what was measured with an earlier one is left out.
+    """
+
+    def __init__(self, path: Path, versions: Mapping[str, int] | None = None) -> None:
         self.path = path
+        self.versions = versions or {}
         self.all: list[Record] = []
         self._done: set[Key] = set()
         if path.exists():
@@ -61,7 +66,8 @@ class Records:
 
     def add(self, case: Keyed, records: list[Record]) -> None:
         """Append what a case gave."""
-        line = {"case": case.key, "records": [asdict(r) for r in records]}
+        version = self.versions.get(case.key[3], FIRST)
+        line = {"case": case.key, "version": version, "records": [asdict(r) for r in records]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -72,5 +78,7 @@ class Records:
         assert isinstance(case, (list, tuple))
         assert isinstance(records, list)
         scenario, architecture, seed, method, budget = case
+        if line.get("version", FIRST) != self.versions.get(method, FIRST):
+            return
         self._done.add((scenario, architecture, seed, method, budget))
         self.all += [Record(**{**r, "parts": tuple(r["parts"])}) for r in records]

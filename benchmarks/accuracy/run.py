@@ -90,7 +90,8 @@ def main() -> None:
     """Measure, one case after the other; the page is written at the end."""
     asked = arguments()
     torch.set_num_threads(1)
-    records = Records(asked.folder / "records.jsonl")
+    versions = {method.name: method.version for method in METHODS.values()}
+    records = Records(asked.folder / "records.jsonl", versions)
     store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
     end = time.monotonic() + 60 * asked.minutes
     for case in [] if asked.page else cases(Plan(tuple(asked.only), asked.seeds)):

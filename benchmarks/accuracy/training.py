@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.accuracy.architectures import ARCHITECTURES, PEAK_RATE
 from benchmarks.accuracy.data import BLACK
 from benchmarks.accuracy.tasks import Store, Task, joined
+from fixtures.shifting import shifted
 
 EPOCHS, TUNING_EPOCHS = 4, 2
 BATCH = 128
 RATE, TUNING = 0.2, 0.25  # tuning: share of the rate
-SHIFT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +82,8 @@ def _train(model: nn.Module, network: Trained, store: Store, rate: float, epochs
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=random)[: steps * BATCH]
         for chosen in order.view(steps, BATCH):
-            loss = F.cross_entropy(model(shifted(inputs[chosen], random)), labels[chosen])
+            loss = F.cross_entropy(model(shifted(inputs[chosen], BLACK, random)), labels[chosen])
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
-
-
-def shifted(images: Tensor, random: torch.Generator) -> Tensor:
-    """Every image moved by up to two pixels each way."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, (SHIFT,) * 4, value=BLACK)
-    offsets = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=random)
-    rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
-    picked = padded[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
-    return picked.unsqueeze(1)

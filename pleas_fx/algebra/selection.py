@@ -63,6 +63,11 @@ class Problem:
         """n: channels of one source."""
         return int(self.weighting[0].shape[0])
 
+    def of(self, source: int) -> Problem:
+        """One source by itself."""
+        own = slice(source * self.size, (source + 1) * self.size)
+        return Problem(self.covariance[own, own], [self.weighting[source]], self.unit)
+
 
 def select(
     problem: Problem,

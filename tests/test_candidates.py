@@ -1,0 +1,195 @@
+"""One source alone: a plan in which the others have no channel, taken where it does better."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pleas_fx as pf
+from pleas_fx.budget import Budget
+from pleas_fx.calibration import Batches, collect
+from pleas_fx.compiler import Clock, Compiled, Options, compile_models, decide, look, prepare
+from pleas_fx.ir import Plan
+from tests.merging import NAMES, calibration, doubled, outputs, precise, worst
+from tests.networks import NETWORKS
+
+EXACT = 1e-9  # relative, float64
+NAME = "narrow_resnet"
+
+
+def data(name: str) -> Batches:
+    """A few examples in float64."""
+    inputs = len(NETWORKS[name].inputs())
+    return collect([doubled(b) for b in calibration(name)], inputs=inputs)
+
+
+def alone(name: str, source: int, flops: float) -> tuple[Plan, nn.Module]:
+    """One source of two, planned and rewritten, not fitted."""
+    options, clock = Options(Budget(flops=flops), heads="shared"), Clock()
+    inputs = doubled(NETWORKS[name].inputs())
+    prepared = prepare(precise(NETWORKS[name], 0, 1), inputs, options, clock)
+    observed = look(prepared, data(name), options, clock)
+    plan, rewritten = decide(prepared, observed, inputs, options, clock, alone=source)
+    return plan, rewritten.module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_alone_at_its_own_cost_a_source_is_itself(name: str) -> None:
+    """Whatever operators it has; the control is the other source."""
+    inputs = doubled(NETWORKS[name].inputs())
+    own, other = precise(NETWORKS[name], 1, 0)
+    _, module = alone(name, 1, 1.0)
+    assert worst(outputs(module, inputs), outputs(own, inputs)) < EXACT
+    assert worst(outputs(module, inputs), outputs(other, inputs)) > 1e-3
+    assert pf.count(module, inputs).flops <= pf.count(own, inputs).flops
+
+
+@pytest.mark.parametrize("name", [NAME, "densenet", "resnext", "group_norm_resnet", "gated"])
+@pytest.mark.parametrize("source", [0, 1])
+def test_the_others_have_no_channel_at_all(name: str, source: int) -> None:
+    """In any group, at a budget that thins the one that is kept."""
+    plan, module = alone(name, source, 0.6)
+    other = 1 - source
+    for group in plan.groups:
+        assert group.slots
+        assert not group.kept[other]
+        assert not group.merged
+    inputs = doubled(NETWORKS[name].inputs())
+    (model,) = precise(NETWORKS[name], source)
+    assert pf.count(module, inputs).flops <= 0.6 * pf.count(model, inputs).flops * 1.000001
+
+
+def faint(scale: float) -> tuple[nn.Module, nn.Module]:
+    """Two unrelated sources; the outputs of the second are smaller by ``scale``."""
+    first, second = precise(NETWORKS[NAME], 0, 1)
+    head = [m for m in second.modules() if isinstance(m, nn.Linear)][-1]
+    loud = [m for m in first.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        for layer, factor in ((head, scale), (loud, 10.0)):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+    return first, second
+
+
+@cache
+def images() -> Tensor:
+    """Enough for both halves."""
+    (found,) = doubled(NETWORKS[NAME].batch(64, seed=4))
+    return found
+
+
+def compiled(contest: bool = True, heads: str = "shared", **budget: float) -> Compiled:
+    """The first of two sources decides every answer."""
+    options = Options(Budget(**budget), heads=heads, contest=contest)
+    return compile_models(faint(1e-3), (images()[:2],), collect(images()), options, Clock())
+
+
+def sources_in(plan: Plan) -> set[int]:
+    """Who has channels."""
+    return {
+        s for g in plan.groups for lane in g.lanes for s in range(2) if lane.membership >> s & 1
+    }
+
+
+def test_a_source_that_decides_every_answer_is_taken_alone() -> None:
+    """And the plan says why; without the contest both are thinned, which answers worse."""
+    found, both = compiled(flops=1.0), compiled(contest=False, flops=1.0)
+    assert sources_in(found.plan) == {0}
+    assert found.plan.note.startswith("source A alone:")
+    assert sources_in(both.plan) == {0, 1}
+    assert not both.plan.note
+    wanted = outputs(faint(1e-3)[0], (images(),))[0].argmax(1)
+    right = [
+        float((outputs(c.rewritten.module, (images(),))[0].argmax(1) == wanted).double().mean())
+        for c in (found, both)
+    ]
+    assert right[0] == 1.0
+    assert right[1] < 0.9
+
+
+def test_widths_own_heads_and_full_budgets_leave_all_sources_in() -> None:
+    """A width asks for slots; heads of their own need their source; at 2.0 nothing is thinned."""
+    assert sources_in(compiled(width=0.5).plan) == {0, 1}
+    assert sources_in(compiled(heads="separate", flops=0.5).plan) == {0, 1}
+    assert sources_in(compiled(flops=2.0).plan) == {0, 1}
+
+
+def test_where_every_source_knows_its_own_images_best_none_is_dropped() -> None:
+    """Each is sure and right on half of the images, nearly unthinned."""
+    first, second = precise(NETWORKS[NAME], 0, 1)
+    halves = pf.PerSource([images()[:32], images()[32:] + 3.0])
+    result = pf.merge([first, second], halves, flops=1.9, heads="shared", progress=False)
+    assert sources_in(result.plan) == {0, 1}
+
+
+def noisy(seed: int, turned: bool = False) -> nn.Module:
+    """One network with noise of its own on the last layer; ``turned``: it means other classes."""
+    (model,) = precise(NETWORKS[NAME], 0)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        noise = torch.randn(head.weight.shape, generator=random, dtype=head.weight.dtype)
+        head.weight.add_(0.6 * head.weight.std() * noise).mul_(8.0)
+        head.bias.mul_(8.0)
+        if turned:
+            head.weight.copy_(head.weight.roll(1, 0))
+            head.bias.copy_(head.bias.roll(1, 0))
+    return model
+
+
+def scores(note: str) -> dict[str, float]:
+    """What was compared."""
+    found = re.findall(r"([^(),]+(?:, fitted to their mean)?) (\d\.\d+)", note.split("(")[1])
+    return {title.strip(" ,"): float(value) for title, value in found}
+
+
+def test_outputs_are_fitted_to_the_mean_or_to_the_owners_whichever_the_owners_believe() -> None:
+    """The mean, where sources know each other's images; the control: they are wrong about them."""
+    (x,) = doubled(NETWORKS[NAME].batch(256, seed=4))
+    agreeing, turned = [noisy(1), noisy(2)], [noisy(1), noisy(2, turned=True)]
+    notes = [
+        pf.plan(models, data, flops=1.0, heads="shared", progress=False).note
+        for models, data in (
+            (agreeing, pf.PerSource(x.chunk(2))),
+            (turned, pf.PerSource([x[:128], x[128:] + 3.0])),
+        )
+    ]
+    agreed, contrary = map(scores, notes)
+    mean = "all sources, fitted to their mean"
+    assert agreed[mean] > agreed["all sources"]
+    assert contrary[mean] < contrary["all sources"]
+    assert notes[1].startswith("all sources:")
+
+
+def test_a_tie_keeps_all_sources_merged() -> None:
+    """A permuted copy: alone it is as good as merged, and no better."""
+    (model,), inputs = precise(NETWORKS[NAME], 0), doubled(NETWORKS[NAME].inputs())
+    symmetry = pf.permutation_groups(model, inputs)
+    planted = symmetry.apply(model, symmetry.random(3))
+    result = pf.merge([model, planted], images(), flops=1.0, heads="shared", progress=False)
+    assert all(len(g.lanes) == 1 and math.isclose(g.width, 1.0) for g in result.plan.groups)
+    assert worst(outputs(result.model, inputs), outputs(model, inputs)) < EXACT
+
+
+def test_the_same_seed_gives_the_same_choice_and_the_plan_tells_it_beforehand() -> None:
+    """To the bit."""
+    first, second = compiled(flops=0.5), compiled(flops=0.5)
+    for key, value in first.rewritten.module.state_dict().items():
+        assert torch.equal(value, second.rewritten.module.state_dict()[key])
+    told = pf.plan(faint(1e-3), images(), flops=0.5, heads="shared", progress=False)
+    assert str(told) == str(first.plan)
+    assert told.note == first.plan.note
+
+
+def test_one_image_tells_nothing() -> None:
+    """There is no half to judge on."""
+    options = Options(Budget(flops=0.5), heads="shared")
+    one = collect(images()[:1])
+    found = compile_models(faint(1e-3), (images()[:2],), one, options, Clock())
+    assert sources_in(found.plan) == {0, 1}
+    assert not found.plan.note
