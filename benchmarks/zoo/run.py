@@ -91,11 +91,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def work_list(
     records: dict[str, Fields], names: list[str], only_analyse: bool
 ) -> list[tuple[str, bool]]:
-    """Names, and whether only to analyse: every network is analysed before the first is merged."""
+    """Names, and whether only to analyse: every network is analysed before the first is merged.
+
+    Merges take longer the larger a network is: the smallest come first.
+    """
     if names:
         return [(name, only_analyse) for name in names]
     analyse = [(name, True) for name in MODELS if name not in records]
     merge = [n for n in MODELS if records.get(n, {}).get("status", "analysed") == "analysed"]
+    merge.sort(key=lambda name: records.get(name, {}).get("parameters") or 0)
     return analyse + [(name, False) for name in merge]
 
 
@@ -114,8 +118,9 @@ def main() -> None:
             break
         if not analysis_only and not asked.names and records[name]["status"] != "analysed":
             continue
-        records[name] = measure(name, analysis_only, limits)
-        print(f"{number + 1}/{len(todo)} {name}: {summary(records[name])}", flush=True)
+        record = measure(name, analysis_only, limits)
+        print(f"{number + 1}/{len(todo)} {name}: {summary(record)}", flush=True)
+        records = load(asked.folder / "coverage.json") | {name: record}  # others write there too
         store(records.values(), asked.folder)
     store(records.values(), asked.folder)
 
