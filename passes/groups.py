@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
+from pleas_fx.blocks import Hash
 from pleas_fx.classes import (
     Facts,
     Grouping,
-    Hash,
     assemble,
     collapses,
     positions,
@@ -27,10 +27,10 @@ from pleas_fx.classes import (
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
-from pleas_fx.rules.reasons import COMBINED, SUMMED, WRITTEN
+from pleas_fx.rules.reasons import COMBINED, SLIDES, SUMMED, WRITTEN
 
 ROUNDS = 4
-HELD = frozenset({COMBINED, SUMMED, WRITTEN})
+HELD = frozenset({COMBINED, SLIDES, SUMMED, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 

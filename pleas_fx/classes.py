@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
-from scipy.sparse.csgraph import connected_components
 
+from pleas_fx.blocks import Hash, components, find_units, mix
 from pleas_fx.ir import Axis, Blocks, Frozen, Group, GroupId, IntArray, Layout
 from pleas_fx.permuting import occurrences
-
-Hash = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +38,6 @@ class Grouping:
     bundles: tuple[frozenset[GroupId], ...]
     frozen: tuple[Frozen, ...]
     layout: Layout
-
-
-def components(count: int, pairs: IntArray) -> IntArray:
-    """The component of each of ``count`` vertices, joined by the edges (2, n)."""
-    ones = np.ones(pairs.shape[1], np.int8)
-    matrix = sp.coo_matrix((ones, (pairs[0], pairs[1])), shape=(count, count))
-    return connected_components(matrix, directed=False)[1].astype(np.int64)
 
 
 def collapses(facts: Facts) -> bool:
@@ -96,51 +86,14 @@ def assemble(facts: Facts) -> Grouping:
     pinned = np.zeros(facts.count, bool)
     for labels, _, _ in facts.pins:
         pinned[classes[labels]] = True
-    unit, conflicts = _units(facts, classes)
-    pinned[conflicts] = True
+    relations = [np.unique(np.stack([classes[c], classes[p]]), axis=1) for c, p in facts.nests]
+    units = find_units(facts.count, relations)
+    pinned[units.held] = True
     kernel = np.zeros(facts.count, bool)
     kernel[classes[facts.kernels]] = True
-    signature = signatures(facts)
-    keys = _keys(classes, signature, pinned, unit)
-    return _Builder(facts, classes, pinned, kernel, keys, conflicts).build()
-
-
-def _units(facts: Facts, classes: IntArray) -> tuple[IntArray, IntArray]:
-    """The block that each class belongs to (-1: none), and the classes of clashing blocks."""
-    relations = [
-        np.unique(np.stack([classes[c], classes[p]]), axis=1) for c, p in facts.nests if len(c)
-    ]
-    unit = np.full(facts.count, -1, np.int64)
-    if not relations:
-        return unit, np.zeros(0, np.int64)
-    component = components(facts.count, np.concatenate(relations, axis=1))
-    clashing: set[int] = set()
-    for children, parents in relations:
-        clashing |= _clashes(children, parents, component)
-        several = len(np.unique(component[parents])) > 1
-        for end in (children, parents):
-            unit[end] = np.where(several | (unit[end] >= 0), component[end], unit[end])
-    clash = np.isin(component, np.array(sorted(clashing), np.int64))
-    involved = np.unique(np.concatenate([r.reshape(-1) for r in relations]))
-    return unit, involved[clash[involved]]
-
-
-def _clashes(children: IntArray, parents: IntArray, component: IntArray) -> set[int]:
-    """Components in which one relation has two blocks with different children."""
-    order = np.argsort(parents, kind="stable")
-    sets: dict[int, set[bytes]] = {}
-    bounds = np.flatnonzero(np.diff(parents[order])) + 1
-    for index in np.split(order, bounds):
-        content = np.sort(children[index]).tobytes()
-        sets.setdefault(int(component[parents[index[0]]]), set()).add(content)
-    return {part for part, contents in sets.items() if len(contents) > 1}
-
-
-def _mix(value: Hash) -> Hash:
-    """A 64-bit finaliser: equal values, equal hashes; sums of hashes identify multisets."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    signature = signatures(facts) + units.colours
+    keys = _keys(classes, signature, pinned, units.of)
+    return _Builder(facts, classes, pinned, kernel, keys, units.held).build()
 
 
 def signatures(facts: Facts) -> Hash:
@@ -152,13 +105,13 @@ def signatures(facts: Facts) -> Hash:
     classes = components(facts.count, facts.ties)
     rank = _ranks(classes)
     signature = np.zeros(facts.count, np.uint64)
-    np.add.at(signature, classes, _mix(facts.colours) * (facts.colours > 0))
+    np.add.at(signature, classes, mix(facts.colours) * (facts.colours > 0))
     places = [labels.reshape(-1) for labels in facts.axes.values()]
     places += [labels for labels, _ in facts.sites]
     for salt, place in enumerate(places, start=1):
         labels = place[place >= 0]
         own = classes[labels]
-        _stamp(signature, own, salt, _mix(_unsigned(occurrences(own))) + rank[labels])
+        _stamp(signature, own, salt, mix(_unsigned(occurrences(own))) + rank[labels])
     for salt, (children, parents) in enumerate(facts.nests, start=len(places) + 1):
         _stamp(signature, classes[children], salt, rank[parents])
     return signature
@@ -166,7 +119,7 @@ def signatures(facts: Facts) -> Hash:
 
 def _stamp(signature: Hash, classes: IntArray, salt: int, what: Hash) -> None:
     """Add a hash of the multiset of ``what`` at one place to each class there."""
-    np.add.at(signature, classes, _mix(_mix(what) + np.uint64(salt << 32)))
+    np.add.at(signature, classes, mix(mix(what) + np.uint64(salt << 32)))
 
 
 def _unsigned(values: IntArray) -> Hash:
@@ -187,7 +140,7 @@ def _keys(
     total = np.zeros(len(classes), np.uint64)
     stuck = np.zeros(len(classes), bool)
     inside = present[in_block]
-    np.add.at(total, unit[inside], _mix(signature[inside]))
+    np.add.at(total, unit[inside], mix(signature[inside]))
     np.logical_or.at(stuck, unit[inside], pinned[inside])
     family = np.zeros(len(classes), np.uint64)
     family[inside] = total[unit[inside]]
@@ -223,10 +176,10 @@ class _Builder:
         pinned: npt.NDArray[np.bool_],
         kernel: npt.NDArray[np.bool_],
         keys: _Keys,
-        conflicts: IntArray,
+        held: IntArray,
     ) -> None:
         self.facts, self.classes, self.pinned, self.kernel = facts, classes, pinned, kernel
-        self.keys, self.conflicts = keys, conflicts
+        self.keys, self.held = keys, held
         self.group = np.full(facts.count, -1, np.int64)
         self.channel = np.full(facts.count, -1, np.int64)
         self.first = np.full(facts.count, facts.count, np.int64)
@@ -327,9 +280,8 @@ class _Builder:
         for labels, node, reason in self.facts.pins:
             for c in np.unique(self.classes[labels]).tolist():
                 why.setdefault(c, (node, reason))
-        clash = ("", "blocks of different sizes overlap on these channels")
-        for c in self.conflicts.tolist():
-            why.setdefault(c, clash)
+        for c in self.held.tolist():
+            why.setdefault(c, ("", "blocks that overlap others keep their place"))
         frozen = []
         for axis, ids in axes.items():
             stuck = ids[self.pinned[ids] & ~self.kernel[ids]]

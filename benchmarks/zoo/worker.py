@@ -228,8 +228,9 @@ def _operator(program: Program, node: Any) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def work(name: str, analysis_only: bool, memory: int, records: Connection) -> None:
+def work(name: str, analysis_only: bool, seconds: int, memory: int, records: Connection) -> None:
     """What the process of one network does: send its record after every step."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
