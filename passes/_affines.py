@@ -13,7 +13,7 @@ from passes.rewrite import Site
 from pleas_fx.algebra.ridge import Gram, Solution, solve
 from pleas_fx.lanes import blend
 from pleas_fx.module_tree import attribute
-from pleas_fx.rules.modules import running_map
+from pleas_fx.rules.modules import channelwise, running_map
 from pleas_fx.unfold import output_rows
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -33,6 +33,9 @@ def fit_norm(rows: Rows, site: Site) -> Solution | None:
     if isinstance(norm, BATCH_NORMS) and norm.track_running_stats:
         _statistics(rows, site, norm)
     if getattr(norm, "weight", None) is None or len(norm.weight) != len(site.rows):
+        return None
+    entry = channelwise(norm)
+    if entry is None or not rows.aligned(site.node, entry.channel):
         return None
     return _affine(rows, site, norm)
 
@@ -114,6 +117,8 @@ def _layer_scale(
     if len(channels) != 1 or len(site.rows) != parameter.numel():
         return None
     dim, source_node = channels[0] - parameter.dim(), rows.origin[node.name]
+    if not rows.aligned(source_node, dim):
+        return None
     gram = Gram.zeros(1, 1, (parameter.numel(),), parameter.device)
     for k in range(len(rows.settings.owners)):
         z = _channel_rows(rows.merged.value(other.name, k), dim)

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passes._layers import blend_rows
 from passes._lockstep import require_finite
 from passes._rows import Rows
 from passes.rewrite import Site
 from pleas_fx.algebra.gram import Gram
 from pleas_fx.algebra.ridge import Solution, solve, solve_dual, solve_on
 from pleas_fx.ir import IntArray
-from pleas_fx.lanes import blend
+from pleas_fx.lanes import blend, blend_rows
 from pleas_fx.rules.modules import contraction, is_depthwise, running_map
 from pleas_fx.unfold import from_matrix, input_rows, to_matrix
 

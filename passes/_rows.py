@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from passes._lockstep import Network, require_finite
-from passes.rewrite import Site
+from passes.rewrite import Rewritten, Site
 from pleas_fx.extract import positions
-from pleas_fx.ir import IntArray, Program
+from pleas_fx.ir import IntArray, Program, members
 from pleas_fx.unfold import output_positions, output_rows
 
 FEWEST_ROWS = 4096
@@ -39,15 +40,30 @@ class Rows:
         merged: Network,
         programs: Sequence[Program],
         settings: Settings,
-        origin: Mapping[str, str],
+        rewritten: Rewritten,
     ) -> None:
         self.sources, self.merged, self.programs = sources, merged, programs
-        self.settings, self.origin = settings, origin
+        self.settings = settings
+        self.origin = {n: source for source, made in rewritten.emitted.items() for n in made}
+        self._values = rewritten.layout.values
+        self._in_place = _in_place(rewritten)
         self._number = {name: k for k, name in enumerate(sources[0].nodes)}
 
     def module(self, site: Site) -> Any:
         """The layer of the merged network."""
         return self.merged.module.get_submodule(site.module)
+
+    def aligned(self, node: str, channel: int) -> bool:
+        """Whether a position of a source's value is the same place in every source.
+
+        It isn't where channels along another dim than ``channel`` (heads, say) were matched in
+        another order, or not all of them are there.
+        """
+        return all(
+            n == 1 or dim == channel % classes.ndim or self._in_place[classes].all()
+            for classes in self._values.get(node, ())
+            for dim, n in enumerate(classes.shape)
+        )
 
     def input(self, site: Site) -> str:
         """The node of the merged network that a layer reads."""
@@ -107,6 +123,21 @@ class Rows:
         value = output_rows(module, self.sources[source].value(node, batch), at)
         require_finite(value, batch, node)
         return value
+
+
+def _in_place(rewritten: Rewritten) -> npt.NDArray[np.bool_]:
+    """Per class whether it has one place in all sources; the last one is that of no class."""
+    table, group = rewritten.table, rewritten.layout.group
+    still = [
+        g
+        for g, lanes in table.lanes.items()
+        if all(
+            np.array_equal(lane.channels[:, s], np.arange((group == g).sum()))
+            for lane in lanes
+            for s in members(lane.membership)
+        )
+    ]
+    return np.append(np.isin(group, np.array(still, np.int64)), True)
 
 
 def mean_rows(values: Sequence[Tensor | None], rows: IntArray) -> Tensor:

@@ -94,8 +94,7 @@ class _Walk:
         self.merged = Network(rewritten.module, batches, store, "merged")
         self.rewritten = rewritten
         self.sites: Mapping[str, Site] = {site.emitted: site for site in rewritten.sites}
-        origin = {n: source for source, made in rewritten.emitted.items() for n in made}
-        self.rows = Rows(self.sources, self.merged, programs, settings, origin)
+        self.rows = Rows(self.sources, self.merged, programs, settings, rewritten)
         self.norm_of = _fused_pairs(programs[0], rewritten)
         self.layer_of = {norm: layer for layer, norm in self.norm_of.items()}
         self.layers: list[LayerFit] = []
@@ -134,7 +133,9 @@ class _Walk:
         node = self.merged.nodes[name]
         if site is None or node.op != "call_module":
             return None
-        return Job(site, None) if contraction(self.rows.module(site)) is not None else None
+        entry = contraction(self.rows.module(site))
+        fits = entry is not None and self.rows.aligned(site.node, entry.channel)
+        return Job(site, None) if fits else None
 
     def _one(self, name: str) -> None:
         site: Site | None = self.sites.get(name)
