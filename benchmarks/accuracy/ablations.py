@@ -129,17 +129,17 @@ _BATCHES, _TARGETS = Rows.batches, Rows.targets
 
 def own_batches(rows: Rows, site: Site) -> tuple[int, ...]:
     """In hidden layers too, where it is known whose images they are."""
-    own = [s for s in range(len(rows.sources)) if site.membership == 1 << s]
+    own = [s for s in range(len(rows.programs)) if site.membership == 1 << s]
     known = [k for k, owner in enumerate(rows.settings.owners) if owner in own]
     return tuple(known) or _BATCHES(rows, site)
 
 
-def mean_targets(rows: Rows, sites: Any, module: Any, batch: int, at: Any) -> list[Tensor]:
+def mean_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]:
     """Nobody owns a batch."""
     settings = rows.settings
     rows.settings = replace(settings, owners=(None,) * len(settings.owners))
     try:
-        return _TARGETS(rows, sites, module, batch, at)
+        return _TARGETS(rows, sites, batch, count)
     finally:
         rows.settings = settings
 
