@@ -200,13 +200,13 @@ def test_samples_are_the_beginning_of_a_larger_sample() -> None:
     sampling = Sampling(1, 0, data().owners, frozenset(), 2.0)
     targets = Targets(prepared.programs[0], sampling, _lockstep.Store())
     look(prepared, data(), Options(Budget(width=1.25)), Clock(), targets)
-    node, values = "layer1_0_bn1", {}
+    node, values = "stages_1_norm1", {}
     program = prepared.programs[1].module
     Runner(program, lambda n, value: values.update({n.name: value})).run(*data().batches[2])
     rows = values[node].movedim(1, -1).flatten(0, 2)
-    few, more = (targets.at(node, 2, n) for n in (50, 400))
+    few, more = (targets.at(node, 2, n) for n in (50, 200))
     assert set(few) < set(more)
-    for count, at in ((50, few), (400, more)):
+    for count, at in ((50, few), (200, more)):
         assert len(at) == count
         assert targets.rows(1, node, 2, count).equal(rows[at])
 
