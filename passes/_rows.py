@@ -28,6 +28,7 @@ class Settings:
     seed: int
     owners: tuple[int | None, ...]
     heads: frozenset[str]
+    heads_only: bool = False  # all others are fitted already
 
 
 class Rows:

@@ -114,6 +114,10 @@ class _Walk:
     def _merged_step(self, node: fx.Node) -> None:
         """Layers with a norm behind them wait for it; all lanes of a layer are fitted together."""
         names = [n for n in self.rewritten.emitted[node.name] if n not in self.norm_of]
+        settings = self.rows.settings
+        if settings.heads_only and node.name not in settings.heads:
+            self._run(names)
+            return
         jobs = {n: job for n in names if (job := self._job(n)) is not None}
         waiting = list(jobs.values())
         for name in names:
@@ -122,6 +126,11 @@ class _Walk:
                 waiting = []
             else:
                 self._one(name)
+            self._run([name])
+
+    def _run(self, names: Sequence[str]) -> None:
+        """Nodes whose parameters are final, behind the layers that waited for them."""
+        for name in names:
             if name in self.layer_of:
                 self.merged.run(self.layer_of[name])
             self.merged.run(name)

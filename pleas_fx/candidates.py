@@ -31,7 +31,9 @@ class Candidate:
     owned: bool = True
 
 
-FitOn = Callable[[Candidate, Batches], object]  # in place
+FitOn = Callable[[Candidate, Batches, bool], object]  # in place; whether only the outputs' layers
+Scored = tuple[float, Candidate]
+ENOUGH = 1024  # images of a half; of more, some are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,29 @@ def choose(
     halves = _halves(programs, data)
     if not halves:
         return everyone
-    scores = [(_judged(everyone, halves, fit), everyone)]
-    if any(owner is not None for owner in data.owners):
-        mean = replace(everyone, title=f"{everyone.title}, fitted to their mean", owned=False)
-        scores.append((_judged(mean, halves, fit), mean))
-    alone = _alone(halves, decide, max(value for value, _ in scores))
-    scores += [(_judged(candidate, halves, fit), candidate) for candidate in alone]
+    scores = _together(everyone, data, halves, fit)
+    scores += _alone(halves, decide, max(value for value, _ in scores), fit)
     if len(scores) == 1:
         return everyone
     return _noted(max(scores, key=lambda found: found[0])[1], scores)
 
 
-def _alone(halves: Sequence[Half], decide: Decide, best: float) -> Iterator[Candidate]:
+def _together(
+    everyone: Candidate, data: Batches, halves: Sequence[Half], fit: FitOn
+) -> list[Scored]:
+    """All sources, with either target: only the outputs' layers differ."""
+    mean = replace(everyone, title=f"{everyone.title}, fitted to their mean", owned=False)
+    tagged = any(owner is not None for owner in data.owners)
+    found = [(0.0, c) for c in ((everyone, mean) if tagged else (everyone,))]
+    for half in halves:
+        trial = _trial(everyone)
+        for k, (total, candidate) in enumerate(found):
+            fit(replace(trial, owned=candidate.owned), half.fitted, k > 0)
+            found[k] = (total + _score(trial, half) / len(halves), candidate)
+    return found
+
+
+def _alone(halves: Sequence[Half], decide: Decide, best: float, fit: FitOn) -> Iterator[Scored]:
     """Every source that is better untouched; others won't be when they are thinned."""
     for source in range(len(halves[0].each)):
         untouched = sum(score(h.each[source], h.wanted) for h in halves) / len(halves)
@@ -72,7 +85,31 @@ def _alone(halves: Sequence[Half], decide: Decide, best: float) -> Iterator[Cand
             planned = decide(source)
         except PleasError:  # this graph, or this budget, leaves no such network
             continue
-        yield Candidate(f"source {letters(only(source))} alone", planned, owned=False)
+        candidate = Candidate(f"source {letters(only(source))} alone", planned, owned=False)
+        if any(g.dropped[source] for g in planned[0].groups):
+            yield _judged(candidate, halves, fit), candidate
+        else:
+            yield untouched, candidate
+
+
+def _judged(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> float:
+    total = 0.0
+    for half in halves:
+        trial = _trial(candidate)
+        fit(trial, half.fitted, False)
+        total += _score(trial, half)
+    return total / len(halves)
+
+
+def _trial(candidate: Candidate) -> Candidate:
+    """A copy to be fitted."""
+    plan, rewritten = candidate.planned
+    copied = replace(rewritten, module=copy.deepcopy(rewritten.module))
+    return replace(candidate, planned=(plan, copied))
+
+
+def _score(trial: Candidate, half: Half) -> float:
+    return score(answers(trial.planned[1].module, half.judged.batches), half.wanted)
 
 
 def _noted(chosen: Candidate, scores: Sequence[tuple[float, Candidate]]) -> Candidate:
@@ -87,19 +124,10 @@ def _noted(chosen: Candidate, scores: Sequence[tuple[float, Candidate]]) -> Cand
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
 
 
-def _judged(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> float:
-    plan, rewritten = candidate.planned
-    total = 0.0
-    for half in halves:
-        copied = replace(rewritten, module=copy.deepcopy(rewritten.module))
-        fit(replace(candidate, planned=(plan, copied)), half.fitted)
-        total += score(answers(copied.module, half.judged.batches), half.wanted)
-    return total / len(halves)
-
-
 def _halves(programs: Sequence[Program], data: Batches) -> list[Half]:
-    """Every other image; empty where there is only one."""
-    parts = [_every_other(data, first) for first in (0, 1)]
+    """Fit on one half and judge on the other, both ways; empty where there is only one image."""
+    step = max(2, data.examples // ENOUGH)
+    parts = [_every(data, first, step) for first in (0, 1)]
     if not all(part.batches for part in parts):
         return []
     halves = []
@@ -109,10 +137,10 @@ def _halves(programs: Sequence[Program], data: Batches) -> list[Half]:
     return halves
 
 
-def _every_other(data: Batches, first: int) -> Batches:
+def _every(data: Batches, first: int, step: int) -> Batches:
     batches, owners = [], []
     for batch, owner in zip(data.batches, data.owners, strict=True):
         if len(batch[0]) > first:
-            batches.append(tuple(t[first::2] for t in batch))
+            batches.append(tuple(t[first::step] for t in batch))
             owners.append(owner)
     return Batches(tuple(batches), tuple(owners))

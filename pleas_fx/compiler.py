@@ -273,9 +273,9 @@ def settle(
     def alone(source: int) -> tuple[Plan, Rewritten]:
         return decide(prepared, observed, inputs, options, clock, alone=source)
 
-    def fitted(candidate: Candidate, images: Batches) -> object:
+    def fitted(candidate: Candidate, images: Batches, heads_only: bool) -> object:
         with clock.time("judge"):
-            return _fit(prepared, candidate, observed.matching, images, options)
+            return _fit(prepared, candidate, observed.matching, images, options, heads_only)
 
     return choose(prepared.programs, data, everyone, alone, fitted)
 
@@ -319,6 +319,7 @@ def _fit(
     matching: Matching,
     data: Batches | None,
     options: Options,
+    heads_only: bool = False,
 ) -> tuple[tuple[LayerFit, ...], int]:
     rewritten = candidate.planned[1]
     if options.method == "average":
@@ -348,6 +349,7 @@ def _fit(
         seed=options.seed,
         owners=data.owners if candidate.owned else (None,) * len(data.owners),
         heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
+        heads_only=heads_only,
     )
     fitted = fit(prepared.programs, rewritten, data.batches, settings)
     return fitted.layers, fitted.peak_bytes
