@@ -4,6 +4,10 @@ Where all sources have the same outputs and the budget is small, one source thin
 than all of them thinned further; and where sources know each other's data, their mean may be a
 better target than the owner. No predicted error tells (docs/accuracy-findings.md), so every
 candidate is fitted on half the images and judged on the other half, both ways round.
+
+Owners judge the target. Where they believe the answers fitted to the mean more, the mean is also
+the judge of who takes part; else the owners are, and no source on its own images, where it is right
+by definition.
 """
 
 from __future__ import annotations
@@ -32,7 +36,6 @@ class Candidate:
 
 
 FitOn = Callable[[Candidate, Batches, bool], object]  # in place; whether only the outputs' layers
-Scored = tuple[float, Candidate]
 ENOUGH = 1024  # images of a half; of more, some are left out
 
 
@@ -43,7 +46,53 @@ class Half:
     fitted: Batches
     judged: Batches
     each: tuple[Answers, ...]  # of every source
-    wanted: Answers
+    owners: Answers
+    mean: Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate, and its answers on the images of every half that it wasn't fitted on."""
+
+    candidate: Candidate
+    answered: tuple[Answers, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """A source alone beside all together, on the same images."""
+
+    alone: Tried
+    score: float
+    together: float
+
+    @property
+    def points(self) -> float:
+        """Above 0 where the source alone is better."""
+        return self.score - self.together
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Who says what an answer is worth: the owners of the images, or the mean of the sources."""
+
+    halves: Sequence[Half]
+    mean: bool = False
+
+    def score(self, tried: Tried, without: int | None = None) -> float:
+        """What they give to the answers; ``without``: on images that aren't this source's own."""
+        total = 0.0
+        for found, half in zip(tried.answered, self.halves, strict=True):
+            owners = half.judged.owners
+            seen = [k for k, owner in enumerate(owners) if owner is None or owner != without]
+            wanted = half.mean if self.mean else half.owners
+            total += score([found[k] for k in seen], [wanted[k] for k in seen])
+        return total / len(self.halves)
+
+    def strangers(self, source: int) -> int | None:
+        """Whose images to leave out when a source is judged."""
+        owners = {owner for half in self.halves for owner in half.judged.owners}
+        return source if not self.mean and owners - {source} else None
 
 
 def choose(
@@ -53,52 +102,59 @@ def choose(
     halves = _halves(programs, data)
     if not halves:
         return everyone
-    scores = _together(everyone, data, halves, fit)
-    scores += _alone(halves, decide, max(value for value, _ in scores), fit)
-    if len(scores) == 1:
+    together = _together(everyone, data, halves, fit)
+    best = max(together, key=Judges(halves).score)
+    judges = Judges(halves, mean=not best.candidate.owned)
+    leads = list(_alone(best, judges, decide, fit))
+    if len(together) + len(leads) == 1:
         return everyone
-    return _noted(max(scores, key=lambda found: found[0])[1], scores)
+    first = max(leads, key=lambda lead: lead.points, default=None)
+    chosen = first.alone if first is not None and first.points > 0 else best
+    return _noted(chosen.candidate, together, leads, judges)
 
 
 def _together(
     everyone: Candidate, data: Batches, halves: Sequence[Half], fit: FitOn
-) -> list[Scored]:
+) -> list[Tried]:
     """All sources, with either target: only the outputs' layers differ."""
     mean = replace(everyone, title=f"{everyone.title}, fitted to their mean", owned=False)
     tagged = any(owner is not None for owner in data.owners)
-    found = [(0.0, c) for c in ((everyone, mean) if tagged else (everyone,))]
+    targets = (everyone, mean) if tagged else (everyone,)
+    answered: list[list[Answers]] = [[] for _ in targets]
     for half in halves:
         trial = _trial(everyone)
-        for k, (total, candidate) in enumerate(found):
-            fit(replace(trial, owned=candidate.owned), half.fitted, k > 0)
-            found[k] = (total + _score(trial, half) / len(halves), candidate)
-    return found
+        for own, candidate in zip(answered, targets, strict=True):
+            fit(replace(trial, owned=candidate.owned), half.fitted, candidate is mean)
+            own.append(_answers(trial, half))
+    return [Tried(c, tuple(own)) for c, own in zip(targets, answered, strict=True)]
 
 
-def _alone(halves: Sequence[Half], decide: Decide, best: float, fit: FitOn) -> Iterator[Scored]:
+def _alone(best: Tried, judges: Judges, decide: Decide, fit: FitOn) -> Iterator[Lead]:
     """Every source that is better untouched; others won't be when they are thinned."""
-    for source in range(len(halves[0].each)):
-        untouched = sum(score(h.each[source], h.wanted) for h in halves) / len(halves)
-        if untouched <= best:
+    for source in range(len(judges.halves[0].each)):
+        title = f"source {letters(only(source))} alone"
+        candidate = replace(best.candidate, title=title, owned=False)
+        left_out = judges.strangers(source)
+        least = judges.score(best, left_out)
+        tried = Tried(candidate, tuple(half.each[source] for half in judges.halves))
+        if judges.score(tried, left_out) <= least:
             continue
         try:
-            planned = decide(source)
+            candidate = replace(candidate, planned=decide(source))
         except PleasError:  # this graph, or this budget, leaves no such network
             continue
-        candidate = Candidate(f"source {letters(only(source))} alone", planned, owned=False)
-        if any(g.dropped[source] for g in planned[0].groups):
-            yield _judged(candidate, halves, fit), candidate
-        else:
-            yield untouched, candidate
+        thinned = any(g.dropped[source] for g in candidate.planned[0].groups)
+        tried = _tried(candidate, judges, fit) if thinned else replace(tried, candidate=candidate)
+        yield Lead(tried, judges.score(tried, left_out), least)
 
 
-def _judged(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> float:
-    total = 0.0
-    for half in halves:
+def _tried(candidate: Candidate, judges: Judges, fit: FitOn) -> Tried:
+    answered = []
+    for half in judges.halves:
         trial = _trial(candidate)
         fit(trial, half.fitted, False)
-        total += _score(trial, half)
-    return total / len(halves)
+        answered.append(_answers(trial, half))
+    return Tried(candidate, tuple(answered))
 
 
 def _trial(candidate: Candidate) -> Candidate:
@@ -108,17 +164,25 @@ def _trial(candidate: Candidate) -> Candidate:
     return replace(candidate, planned=(plan, copied))
 
 
-def _score(trial: Candidate, half: Half) -> float:
-    return score(answers(trial.planned[1].module, half.judged.batches), half.wanted)
+def _answers(trial: Candidate, half: Half) -> Answers:
+    return answers(trial.planned[1].module, half.judged.batches)
 
 
-def _noted(chosen: Candidate, scores: Sequence[tuple[float, Candidate]]) -> Candidate:
+def _noted(
+    chosen: Candidate, together: Sequence[Tried], leads: Sequence[Lead], judges: Judges
+) -> Candidate:
     """Say what was compared."""
     plan, rewritten = chosen.planned
-    compared = ", ".join(f"{candidate.title} {value:.3f}" for value, candidate in scores)
+    by_owners = Judges(judges.halves)
+    compared = [f"{t.candidate.title} {by_owners.score(t):.3f}" for t in together]
+    who = ", judged by the mean" if judges.mean else ""
+    compared += [
+        f"{lead.alone.candidate.title} {lead.score:.3f} against {lead.together:.3f}{who}"
+        for lead in leads
+    ]
     note = (
-        f"{chosen.title}: what the sources give to its answers on images it wasn't fitted on, "
-        f"beside others ({compared})"
+        f"{chosen.title}: what the sources give to the answers on images that weren't fitted on "
+        f"({'; '.join(compared)})"
     )
     text = f"{plan.note}; {note}" if plan.note else note
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
@@ -133,7 +197,9 @@ def _halves(programs: Sequence[Program], data: Batches) -> list[Half]:
     halves = []
     for fitted, judged in (parts, parts[::-1]):
         each = tuple(answers(p.module, judged.batches) for p in programs)
-        halves.append(Half(fitted, judged, each, owners_answers(each, judged.owners)))
+        owners = owners_answers(each, judged.owners)
+        mean = owners_answers(each, (None,) * len(judged.owners))
+        halves.append(Half(fitted, judged, each, owners, mean))
     return halves
 
 
