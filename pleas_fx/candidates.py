@@ -90,9 +90,9 @@ class Judges:
         return total / len(self.halves)
 
     def strangers(self, source: int) -> int | None:
-        """Whose images to leave out when a source is judged."""
-        owners = {owner for half in self.halves for owner in half.judged.owners}
-        return source if not self.mean and owners - {source} else None
+        """Whose images to leave out when a source is judged: its own, if there are others."""
+        others = all(set(half.judged.owners) - {source} for half in self.halves)
+        return source if not self.mean and others else None
 
 
 def choose(
