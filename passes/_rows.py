@@ -26,6 +26,7 @@ class Settings:
     seed: int
     owners: tuple[int | None, ...]
     heads: frozenset[str]
+    heads_only: bool = False  # all others are fitted already
 
     def sampling(self, widest: float) -> Sampling:
         """The sample of the sources' values that layers so wide need."""

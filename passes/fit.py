@@ -122,7 +122,9 @@ class _Walk:
             for name, node in self.merged.nodes.items()
             if layer_scale(self.rewritten.module, node) is not None
         }
-        return frozenset((layers | scaled) & self.rows.kept.places.keys())
+        settings = self.rows.settings
+        wanted = layers & settings.heads if settings.heads_only else layers | scaled
+        return frozenset(wanted & self.rows.kept.places.keys())
 
     def step(self, node: fx.Node) -> None:
         """What the merged graph has in place of a source's node.
@@ -130,6 +132,10 @@ class _Walk:
         Layers with a norm behind them wait for it; all lanes of a layer are fitted together.
         """
         names = [n for n in self.rewritten.emitted[node.name] if n not in self.norm_of]
+        settings = self.rows.settings
+        if settings.heads_only and node.name not in settings.heads:
+            self._run(names)
+            return
         jobs = {n: job for n in names if (job := self._job(n)) is not None}
         waiting = list(jobs.values())
         for name in names:
@@ -138,6 +144,11 @@ class _Walk:
                 waiting = []
             else:
                 self._one(name)
+            self._run([name])
+
+    def _run(self, names: Sequence[str]) -> None:
+        """Nodes whose parameters are final, behind the layers that waited for them."""
+        for name in names:
             if name in self.layer_of:
                 self.merged.run(self.layer_of[name])
             self.merged.run(name)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from passes._lockstep import Batch
 
-Answers = tuple[tuple[Tensor, ...], ...]  # per batch, every output tensor
+Answers = Sequence[tuple[Tensor, ...]]  # per batch, every output tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,8 @@ def merge(
         calibration: (N, …) tensor, batches, ``PerSource`` of these, or None (data-free; needs
             ``example_inputs``). Labels are ignored.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
+            With shared heads and flops, params or latency, one source alone may be judged better
+            than all of them, and the mean a better target than the owner: ``plan.note`` says so.
         heads: "separate" (a tuple, one output a source), "shared" or "joint".
         classes: for joint heads, every source's class names; equal names share an output.
         method: "pleas", or a baseline: "average", "permute", "pleas-paper", "side-by-side".
@@ -116,7 +118,10 @@ def plan(
     progress: bool | Callable[[str], None] = True,
     example_inputs: Inputs | None = None,
 ) -> Plan:
-    """What :func:`merge` would do with the same arguments, without fitting anything."""
+    """What :func:`merge` would do with the same arguments, without fitting the result.
+
+    Candidates that have to be judged (shared heads under a budget) are fitted on half the data.
+    """
     options = _options(width, flops, params, latency, widths, heads, classes, method, seed)
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)

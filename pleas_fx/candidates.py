@@ -4,6 +4,10 @@ Where all sources have the same outputs and the budget is small, one source thin
 than all of them thinned further; and where sources know each other's data, their mean may be a
 better target than the owner. No predicted error tells (docs/accuracy-findings.md), so every
 candidate is fitted on half the images and judged on the other half, both ways round.
+
+Owners judge the target. Where they believe the answers fitted to the mean more, the mean is also
+the judge of who takes part; else the owners are, and no source on its own images, where it is right
+by definition.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ class Candidate:
     owned: bool = True
 
 
-FitOn = Callable[[Candidate, Batches], object]  # in place
+FitOn = Callable[[Candidate, Batches, bool], object]  # in place; whether only the outputs' layers
+ENOUGH = 1024  # images of a half; of more, some are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,53 @@ class Half:
     fitted: Batches
     judged: Batches
     each: tuple[Answers, ...]  # of every source
-    wanted: Answers
+    owners: Answers
+    mean: Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate, and its answers on the images of every half that it wasn't fitted on."""
+
+    candidate: Candidate
+    answered: tuple[Answers, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """A source alone beside all together, on the same images."""
+
+    alone: Tried
+    score: float
+    together: float
+
+    @property
+    def points(self) -> float:
+        """Above 0 where the source alone is better."""
+        return self.score - self.together
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Who says what an answer is worth: the owners of the images, or the mean of the sources."""
+
+    halves: Sequence[Half]
+    mean: bool = False
+
+    def score(self, tried: Tried, without: int | None = None) -> float:
+        """What they give to the answers; ``without``: on images that aren't this source's own."""
+        total = 0.0
+        for found, half in zip(tried.answered, self.halves, strict=True):
+            owners = half.judged.owners
+            seen = [k for k, owner in enumerate(owners) if owner is None or owner != without]
+            wanted = half.mean if self.mean else half.owners
+            total += score([found[k] for k in seen], [wanted[k] for k in seen])
+        return total / len(self.halves)
+
+    def strangers(self, source: int) -> int | None:
+        """Whose images to leave out when a source is judged: its own, if there are others."""
+        others = all(set(half.judged.owners) - {source} for half in self.halves)
+        return source if not self.mean and others else None
 
 
 def choose(
@@ -51,68 +102,111 @@ def choose(
     halves = _halves(programs, data)
     if not halves:
         return everyone
-    scores = [(_judged(everyone, halves, fit), everyone)]
-    if any(owner is not None for owner in data.owners):
-        mean = replace(everyone, title=f"{everyone.title}, fitted to their mean", owned=False)
-        scores.append((_judged(mean, halves, fit), mean))
-    alone = _alone(halves, decide, max(value for value, _ in scores))
-    scores += [(_judged(candidate, halves, fit), candidate) for candidate in alone]
-    if len(scores) == 1:
+    together = _together(everyone, data, halves, fit)
+    best = max(together, key=Judges(halves).score)
+    judges = Judges(halves, mean=not best.candidate.owned)
+    leads = list(_alone(best, judges, decide, fit))
+    if len(together) + len(leads) == 1:
         return everyone
-    return _noted(max(scores, key=lambda found: found[0])[1], scores)
+    first = max(leads, key=lambda lead: lead.points, default=None)
+    chosen = first.alone if first is not None and first.points > 0 else best
+    return _noted(chosen.candidate, together, leads, judges)
 
 
-def _alone(halves: Sequence[Half], decide: Decide, best: float) -> Iterator[Candidate]:
+def _together(
+    everyone: Candidate, data: Batches, halves: Sequence[Half], fit: FitOn
+) -> list[Tried]:
+    """All sources, with either target: only the outputs' layers differ."""
+    mean = replace(everyone, title=f"{everyone.title}, fitted to their mean", owned=False)
+    tagged = any(owner is not None for owner in data.owners)
+    targets = (everyone, mean) if tagged else (everyone,)
+    answered: list[list[Answers]] = [[] for _ in targets]
+    for half in halves:
+        trial = _trial(everyone)
+        for own, candidate in zip(answered, targets, strict=True):
+            fit(replace(trial, owned=candidate.owned), half.fitted, candidate is mean)
+            own.append(_answers(trial, half))
+    return [Tried(c, tuple(own)) for c, own in zip(targets, answered, strict=True)]
+
+
+def _alone(best: Tried, judges: Judges, decide: Decide, fit: FitOn) -> Iterator[Lead]:
     """Every source that is better untouched; others won't be when they are thinned."""
-    for source in range(len(halves[0].each)):
-        untouched = sum(score(h.each[source], h.wanted) for h in halves) / len(halves)
-        if untouched <= best:
+    for source in range(len(judges.halves[0].each)):
+        title = f"source {letters(only(source))} alone"
+        candidate = replace(best.candidate, title=title, owned=False)
+        left_out = judges.strangers(source)
+        least = judges.score(best, left_out)
+        tried = Tried(candidate, tuple(half.each[source] for half in judges.halves))
+        if judges.score(tried, left_out) <= least:
             continue
         try:
-            planned = decide(source)
+            candidate = replace(candidate, planned=decide(source))
         except PleasError:  # this graph, or this budget, leaves no such network
             continue
-        yield Candidate(f"source {letters(only(source))} alone", planned, owned=False)
+        thinned = any(g.dropped[source] for g in candidate.planned[0].groups)
+        tried = _tried(candidate, judges, fit) if thinned else replace(tried, candidate=candidate)
+        yield Lead(tried, judges.score(tried, left_out), least)
 
 
-def _noted(chosen: Candidate, scores: Sequence[tuple[float, Candidate]]) -> Candidate:
+def _tried(candidate: Candidate, judges: Judges, fit: FitOn) -> Tried:
+    answered = []
+    for half in judges.halves:
+        trial = _trial(candidate)
+        fit(trial, half.fitted, False)
+        answered.append(_answers(trial, half))
+    return Tried(candidate, tuple(answered))
+
+
+def _trial(candidate: Candidate) -> Candidate:
+    """A copy to be fitted."""
+    plan, rewritten = candidate.planned
+    copied = replace(rewritten, module=copy.deepcopy(rewritten.module))
+    return replace(candidate, planned=(plan, copied))
+
+
+def _answers(trial: Candidate, half: Half) -> Answers:
+    return answers(trial.planned[1].module, half.judged.batches)
+
+
+def _noted(
+    chosen: Candidate, together: Sequence[Tried], leads: Sequence[Lead], judges: Judges
+) -> Candidate:
     """Say what was compared."""
     plan, rewritten = chosen.planned
-    compared = ", ".join(f"{candidate.title} {value:.3f}" for value, candidate in scores)
+    by_owners = Judges(judges.halves)
+    compared = [f"{t.candidate.title} {by_owners.score(t):.3f}" for t in together]
+    who = ", judged by the mean" if judges.mean else ""
+    compared += [
+        f"{lead.alone.candidate.title} {lead.score:.3f} against {lead.together:.3f}{who}"
+        for lead in leads
+    ]
     note = (
-        f"{chosen.title}: what the sources give to its answers on images it wasn't fitted on, "
-        f"beside others ({compared})"
+        f"{chosen.title}: what the sources give to the answers on images that weren't fitted on "
+        f"({'; '.join(compared)})"
     )
     text = f"{plan.note}; {note}" if plan.note else note
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
 
 
-def _judged(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> float:
-    plan, rewritten = candidate.planned
-    total = 0.0
-    for half in halves:
-        copied = replace(rewritten, module=copy.deepcopy(rewritten.module))
-        fit(replace(candidate, planned=(plan, copied)), half.fitted)
-        total += score(answers(copied.module, half.judged.batches), half.wanted)
-    return total / len(halves)
-
-
 def _halves(programs: Sequence[Program], data: Batches) -> list[Half]:
-    """Every other image; empty where there is only one."""
-    parts = [_every_other(data, first) for first in (0, 1)]
+    """Fit on one half and judge on the other, both ways; empty where there is only one image."""
+    step = max(2, data.examples // ENOUGH)
+    parts = [_every(data, first, step) for first in (0, 1)]
     if not all(part.batches for part in parts):
         return []
     halves = []
     for fitted, judged in (parts, parts[::-1]):
         each = tuple(answers(p.module, judged.batches) for p in programs)
-        halves.append(Half(fitted, judged, each, owners_answers(each, judged.owners)))
+        owners = owners_answers(each, judged.owners)
+        mean = owners_answers(each, (None,) * len(judged.owners))
+        halves.append(Half(fitted, judged, each, owners, mean))
     return halves
 
 
-def _every_other(data: Batches, first: int) -> Batches:
+def _every(data: Batches, first: int, step: int) -> Batches:
     batches, owners = [], []
     for batch, owner in zip(data.batches, data.owners, strict=True):
         if len(batch[0]) > first:
-            batches.append(tuple(t[first::2] for t in batch))
+            batches.append(tuple(t[first::step] for t in batch))
             owners.append(owner)
     return Batches(tuple(batches), tuple(owners))

@@ -109,7 +109,7 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a merge would do with every group of channels, without fitting anything."""
+    """Show what a merge would do with every group of channels."""
     with session(as_json, debug) as current:
         from pleas_fx.commands.merging import complete, given
         from pleas_fx.commands.merging import plan as run

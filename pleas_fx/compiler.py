@@ -289,9 +289,11 @@ def settle(
     def alone(source: int) -> tuple[Plan, Rewritten]:
         return decide(prepared, observed, inputs, options, clock, alone=source)
 
-    def fitted(candidate: Candidate, images: Batches) -> object:
+    def fitted(candidate: Candidate, images: Batches, heads_only: bool) -> object:
         with clock.time("judge"):
-            return _fit(prepared, candidate, observed.matching, images, options)
+            return _fit(
+                prepared, candidate, observed.matching, images, options, heads_only=heads_only
+            )
 
     return choose(prepared.programs, data, everyone, alone, fitted)
 
@@ -361,6 +363,7 @@ def _fit(
     data: Batches | None,
     options: Options,
     targets: Targets | None = None,
+    heads_only: bool = False,
 ) -> tuple[tuple[LayerFit, ...], int]:
     rewritten = candidate.planned[1]
     if options.method == "average":
@@ -384,7 +387,7 @@ def _fit(
             0,
         )
     owners = data.owners if candidate.owned else (None,) * len(data.owners)
-    settings = _settings(prepared, owners, options)
+    settings = replace(_settings(prepared, owners, options), heads_only=heads_only)
     fitted = fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
     return fitted.layers, fitted.peak_bytes
 

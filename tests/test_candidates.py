@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 import pleas_fx as pf
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
+from pleas_fx.candidates import Candidate, Half, Judges, Tried
 from pleas_fx.compiler import Clock, Compiled, Options, compile_models, decide, look, prepare
 from pleas_fx.ir import Plan
 from tests.merging import NAMES, calibration, doubled, outputs, precise, worst
@@ -20,6 +23,7 @@ from tests.networks import NETWORKS
 
 EXACT = 1e-9  # relative, float64
 NAME = "narrow_resnet"
+ANYTHING: Any = None
 
 
 def data(name: str) -> Batches:
@@ -144,8 +148,9 @@ def noisy(seed: int, turned: bool = False) -> nn.Module:
 
 def scores(note: str) -> dict[str, float]:
     """What was compared."""
-    found = re.findall(r"([^(),]+(?:, fitted to their mean)?) (\d\.\d+)", note.split("(")[1])
-    return {title.strip(" ,"): float(value) for title, value in found}
+    parts = note.split("(")[1].rstrip(")").split("; ")
+    found = [re.match(r"(.*?) (\d\.\d+)", part) for part in parts]
+    return {m[1]: float(m[2]) for m in found if m}
 
 
 def test_outputs_are_fitted_to_the_mean_or_to_the_owners_whichever_the_owners_believe() -> None:
@@ -164,6 +169,29 @@ def test_outputs_are_fitted_to_the_mean_or_to_the_owners_whichever_the_owners_be
     assert agreed[mean] > agreed["all sources"]
     assert contrary[mean] < contrary["all sources"]
     assert notes[1].startswith("all sources:")
+
+
+def sure(right: int, of: int = 10) -> Tensor:
+    """Two classes; the first ``right`` examples of class 0, the others of class 1."""
+    return 40.0 * torch.eye(2)[[0] * right + [1] * (of - right)]
+
+
+def test_no_source_is_believed_about_its_own_images() -> None:
+    """There it is right by definition, and all together may be righter than it."""
+    batches = Batches(((torch.zeros(10, 1),),) * 2, (0, 1))
+    owners = ((sure(10),), (sure(10),))
+    half = Half(batches, batches, (owners, owners), owners, owners)
+    everyone = Candidate("all sources", ANYTHING)
+    together = Tried(everyone, (((sure(9),), (sure(7),)),))
+    second = Tried(everyone, (((sure(8),), (sure(10),)),))
+    judges = Judges([half])
+    assert judges.score(second) > judges.score(together)  # the control: its own images included
+    assert judges.strangers(1) == 1
+    assert judges.score(second, 1) < judges.score(together, 1)
+    assert Judges([half], mean=True).strangers(1) is None
+    assert Judges([half]).strangers(0) == 0
+    lonely = replace(half, judged=replace(batches, owners=(1, 1)))
+    assert Judges([lonely]).strangers(1) is None  # nobody else's images there are
 
 
 def test_a_tie_keeps_all_sources_merged() -> None:

@@ -168,20 +168,17 @@ def coarse(decision: Decision) -> Decision:
 def draw(found: Sequence[Point], path: Path) -> None:
     """A panel a scenario, predicted error to the right, true error upwards."""
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = pyplot.subplots(1, len(WHERE), figsize=(3.1 * len(WHERE), 3.0))
     for axis, scenario in zip(axes, WHERE, strict=True):
         axis.set_title(SCENARIOS[scenario].title, fontsize=8)
-        for name, marker in zip(MENUS, "os^", strict=True):
+        for name, marker, size in zip(MENUS, "os^", (7, 4, 4), strict=True):
             own = [p for p in found if (p.scenario, p.menu) == (scenario, name)]
-            axis.loglog(
-                [p.predicted for p in own],
-                [p.true for p in own],
-                marker,
-                ms=4,
-                alpha=0.7,
-                label=name,
-            )
+            pairs = ([p.predicted for p in own], [p.true for p in own])
+            axis.loglog(*pairs, marker, ms=size, alpha=0.6, label=name)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(0.03, 4)
         axis.tick_params(labelsize=7)
     axes[0].set_ylabel("true relative error", fontsize=8)
     axes[0].legend(fontsize=7, frameon=False)
@@ -210,7 +207,7 @@ def page(found: Sequence[Point], allocations: Sequence[Gap]) -> str:
     least = [
         [
             *(g.scenario, f"{g.budget:g}x", f"{g.allocated:.4g}", f"{g.optimum:.4g}"),
-            f"{100 * (g.allocated / max(g.optimum, 1e-300) - 1):.1f} %"
+            f"{100 * max(g.allocated / max(g.optimum, 1e-300) - 1, 0):.1f} %"
             + ("" if g.proven else " *"),
         ]
         for g in allocations
@@ -219,7 +216,7 @@ def page(found: Sequence[Point], allocations: Sequence[Gap]) -> str:
     return (
         "# The planner's forecasts and its gap\n\n"
         f"Made by `python -m benchmarks.accuracy.planner` on {ARCHITECTURE}, first seed.\n\n"
-        "![](accuracy/planner.png)\n\n"
+        "![predicted and true errors](accuracy/planner.png)\n\n"
         "Rank correlation of predicted and true error (squared, relative, of the fitted outputs on "
         f"test images), over budgets from {BUDGETS[0]:g}x to {BUDGETS[-1]:g}x:\n\n{forecast}\n"
         f"The allocation from a menu of {COARSE} options a decision, against the optimum of an "
