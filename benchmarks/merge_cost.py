@@ -76,14 +76,14 @@ def rate(dtype: torch.dtype) -> float:
 
 
 def floor(sources: float, merged: float, report: Report) -> float:
-    """The sources twice (statistics, targets), the merged network once, and the normal equations.
+    """Every network once, and the normal equations.
 
     Half of a Gram matrix in float32, its Cholesky factor in float64; everything else is free.
     """
     gram = sum(f.rows * f.unknowns**2 for f in report.layers if f.rows >= f.unknowns)
     factor = sum(f.unknowns**3 / 3 for f in report.layers if f.rows >= f.unknowns)
     solved = gram / rate(torch.float32) + factor / rate(torch.float64)
-    return 2 * sources + merged + solved
+    return sources + merged + solved
 
 
 def measure(models: Sequence[nn.Module], images: Tensor) -> Run:

@@ -11,7 +11,7 @@ import statistics
 
 import torch
 
-from passes import _rows
+from passes import _targets
 from pleas_fx import demo
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
@@ -40,7 +40,7 @@ def main() -> None:
     print("| rows an unknown | at least | FLOPs | mean | seeds |")
     print("|---:|---:|---:|---:|---|")
     for per_unknown, fewest in SETTINGS:
-        _rows.FEWEST_ROWS = fewest
+        _targets.FEWEST_ROWS = fewest
         for budget in BUDGETS:
             found = [accuracy(images, budget, seed, per_unknown) for seed in range(SEEDS)]
             shown = ", ".join(f"{value:.2f}" for value in found)

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from passes._rows import Rows, mean_rows
+from passes._targets import BATCH_NORMS, ROW_NORMS, UNKNOWNS, layer_scale
 from passes.rewrite import Site
 from pleas_fx.algebra.ridge import Gram, Solution, solve
 from pleas_fx.lanes import blend
 from pleas_fx.module_tree import attribute
-from pleas_fx.rules.modules import running_map
-from pleas_fx.unfold import output_rows
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-ROW_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-UNKNOWNS = 64  # norms are fitted on as many rows as a layer of so many unknowns: few do
+from pleas_fx.rules.modules import channelwise, running_map
+from pleas_fx.unfold import output_rows, rows_at
 
 
 def fit_norm(rows: Rows, site: Site) -> Solution | None:
@@ -34,6 +31,9 @@ def fit_norm(rows: Rows, site: Site) -> Solution | None:
         _statistics(rows, site, norm)
     if getattr(norm, "weight", None) is None or len(norm.weight) != len(site.rows):
         return None
+    entry = channelwise(norm)
+    if entry is None or not rows.aligned(site.node, entry.channel):
+        return None
     return _affine(rows, site, norm)
 
 
@@ -42,13 +42,13 @@ def fit_scale(
 ) -> tuple[Site, Solution] | tuple[None, None]:
     """A product with a per-channel parameter (a layer scale); None for other nodes."""
     node = rows.merged.nodes[name]
-    operands = [n for n in node.args if isinstance(n, fx.Node)]
-    scales = [n for n in operands if n.op == "get_attr" and n.name in sites]
-    if getattr(node.target, "__name__", "") != "mul" or len(operands) != 2 or len(scales) != 1:
+    found = layer_scale(rows.merged.module, node)
+    if found is None or found[0].name not in sites:
         return None, None
-    other = operands[0] if operands[1] is scales[0] else operands[1]
-    site = sites[scales[0].name]
-    solution = _layer_scale(rows, node, other, scales[0], site)
+    scale, dim = found
+    site = sites[scale.name]
+    other = next(n for n in node.all_input_nodes if n is not scale)
+    solution = _layer_scale(rows, node, other, scale, dim, site)
     return (None, None) if solution is None else (site, solution)
 
 
@@ -77,10 +77,10 @@ def _affine(rows: Rows, site: Site, norm: Any) -> Solution:
         if free:
             norm.bias.zero_()
     gram = Gram.zeros(1, 1, (len(site.rows),), prior.device)
-    for k, at in rows.sample(site, norm, UNKNOWNS).items():
+    for k, at in rows.sample(site, UNKNOWNS).items():
         with torch.inference_mode():
             y = norm(rows.merged.value(rows.input(site), k))
-        (t,) = rows.targets([site], norm, k, at)
+        (t,) = rows.targets([site], k, len(at))
         gram.add(output_rows(norm, y, at).T.unsqueeze(-1), t.T.unsqueeze(-1))
     solution = solve(
         gram, prior.view(-1, 1, 1), shift.view(-1, 1), rows.settings.ridge, intercept=free
@@ -106,18 +106,19 @@ def _affine_prior(rows: Rows, site: Site, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _layer_scale(
-    rows: Rows, node: fx.Node, other: fx.Node, scale: fx.Node, site: Site
+    rows: Rows, node: fx.Node, other: fx.Node, scale: fx.Node, dim: int, site: Site
 ) -> Solution | None:
     """A per-channel factor by regression without intercept."""
     parameter = attribute(rows.merged.module, str(scale.target))
-    channels = [d for d, n in enumerate(parameter.shape) if n > 1]
-    if len(channels) != 1 or len(site.rows) != parameter.numel():
+    source_node = rows.origin[node.name]
+    if len(site.rows) != parameter.numel() or not rows.aligned(source_node, dim):
         return None
-    dim, source_node = channels[0] - parameter.dim(), rows.origin[node.name]
     gram = Gram.zeros(1, 1, (parameter.numel(),), parameter.device)
-    for k in range(len(rows.settings.owners)):
-        z = _channel_rows(rows.merged.value(other.name, k), dim)
-        values = [_channel_rows(s.value(source_node, k), dim) for s in rows.sources]
+    batches = range(len(rows.settings.owners))
+    for k, at in rows.sample_at(source_node, batches, UNKNOWNS).items():
+        value = rows.merged.value(other.name, k).movedim(dim, -1)
+        z = rows_at(value, 1, torch.from_numpy(at))
+        values = [rows.of(s, source_node, k, len(at)) for s in range(len(rows.programs))]
         t = mean_rows(values, site.rows)
         gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))
     prior = parameter.detach().double().view(-1, 1, 1)
@@ -126,7 +127,3 @@ def _layer_scale(
     with torch.no_grad():
         parameter.copy_(solution.weight.reshape(parameter.shape))
     return solution
-
-
-def _channel_rows(value: Tensor, dim: int) -> Tensor:
-    return value.movedim(dim, -1).reshape(-1, value.shape[dim])

@@ -39,6 +39,9 @@ class _Known(fx.Proxy):
     """A proxy that answers for its size and, if it is one, as a number."""
 
     def __getattr__(self, name: str) -> Any:
+        found = getattr(self.tracer.value(self), name)  # type: ignore[attr-defined]
+        if isinstance(found, str):  # no operand, but an answer: ``x.device.type``
+            return found
         return _KnownAttribute(self, name)
 
     def __len__(self) -> int:

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passes._layers import blend_rows
 from passes._lockstep import require_finite
 from passes._rows import Rows
 from passes.rewrite import Site
 from pleas_fx.algebra.gram import Gram
 from pleas_fx.algebra.ridge import Solution, solve, solve_dual, solve_on
 from pleas_fx.ir import IntArray
-from pleas_fx.lanes import blend
+from pleas_fx.lanes import blend, blend_rows
 from pleas_fx.rules.modules import contraction, is_depthwise, running_map
 from pleas_fx.unfold import from_matrix, input_rows, to_matrix
 
@@ -103,7 +102,7 @@ def _worthwhile(rows: Rows, found: list[Regression]) -> list[list[Regression]]:
         return apart
     unknowns = _union(found).unknowns
     own = [r.unknowns for r in found]
-    available = rows.available(found[0].job.target, found[0].layer)
+    available = rows.available(found[0].job.target)
     if unknowns > min(available, rows.wanted(unknowns)):  # no lane may need the sums then
         return [found] if available < min(own) else apart
     return [found] if unknowns**3 <= sum(n**3 for n in own) else apart
@@ -147,7 +146,7 @@ def _solve(rows: Rows, together: Sequence[Regression]) -> list[Solution]:
     else:
         every = torch.arange(first.unknowns)
         union = Union(((0, 0, 0),), (every,), first.unknowns)
-    sample = rows.sample(first.job.target, first.layer, union.unknowns)
+    sample = rows.sample(first.job.target, union.unknowns)
     total = sum(len(at) for at in sample.values())
     if len(first.prior) == 1 and total < min(r.unknowns for r in together):
         return _from_rows(rows, together, union, sample)
@@ -243,7 +242,7 @@ def _read(
         pieces.append(input_rows(r.layer, x, shape, at))
     z = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
     require_finite(z, batch, together[0].job.site.node)
-    targets = rows.targets(sites, together[0].layer, batch, at)
+    targets = rows.targets(sites, batch, len(at))
     return z, targets[0] if len(targets) == 1 else torch.cat(targets, 1)
 
 

@@ -13,7 +13,14 @@ from torch import Tensor, fx, nn
 
 from passes._lanes import Value, Walk, sorted_lanes, split
 from pleas_fx.ir import Axis, IntArray, Membership, members
-from pleas_fx.lanes import blend, identity_positions, source_positions
+from pleas_fx.labels import compact, pattern
+from pleas_fx.lanes import (
+    blend,
+    blend_rows,
+    identity_positions,
+    shared_positions,
+    source_positions,
+)
 from pleas_fx.module_tree import attach, attribute, register, replace
 from pleas_fx.rules.modules import (
     Channelwise,
@@ -375,13 +382,35 @@ class Layers:
             axes = self._axes(node, name, dim) if tensor.dim() else None
             if axes is not None and tensor.shape[dim] == before:
                 rows = source_positions(slots, walk.table, axes)
+                shared = bool((rows < 0).all())
+                if shared:
+                    rows = self._shared_rows(node, source, channel)
                 replace(layer, name, blend(self._state(node, name), (dim, rows)))
+                if shared:
+                    own, s = getattr(layer, name), members(S)[0]
+                    walk.label(own, dim, walk.slots[s, S][axes[s][rows[:, s]]])
             elif tensor.is_floating_point():
                 replace(layer, name, _mean(self._state(node, name), S))
         name = self._place(node, layer, walk.everyone if alone else S, 1 if alone else 2)
         emitted = walk.emit("call_module", name, (source,))
         self._site(node, emitted, name, S, rows, None)
         return emitted
+
+    def _shared_rows(self, node: fx.Node, source: fx.Node, channel: int) -> IntArray:
+        """Rows of a parameter that all blocks of a value share."""
+        walk, operand = self.walk, node.all_input_nodes[0]
+        (labels,) = (c for c in walk.labeller.of(walk.values[source]) if channel in pattern(c))
+        slots = compact(labels).movedim(channel, -1).flatten(0, -2).numpy()
+        values = [
+            np.moveaxis(c, channel, -1)
+            for s in range(walk.sources)
+            for c in walk.classes(operand, s)
+            if c.shape[channel] > 1
+        ]
+        rows = shared_positions(slots, walk.table, values)
+        if rows is None:
+            raise walk.mismatch(node, "blocks that share a parameter differ in their channels")
+        return rows
 
     # -- layers that stay whole ----------------------------------------------------------------
 
@@ -456,24 +485,6 @@ class Layers:
         rows = places[0][1] if places else identity_positions(1, S, walk.sources)
         self.sites.append(Site(node.name, emitted.name, str(node.target), name, S, rows, None))
         return emitted
-
-
-def blend_rows(tensors: Sequence[Tensor], rows: IntArray, local: Sequence[IntArray]) -> Tensor:
-    """Mean over sources of grouped weights: rows picked, and inside each row its own places."""
-    total: Tensor | None = None
-    for s, tensor in enumerate(tensors):
-        if (rows[:, s] < 0).all():
-            continue
-        picked = tensor.detach()[torch.from_numpy(np.maximum(rows[:, s], 0))]
-        shape = [*local[s].shape] + [1] * (tensor.dim() - 2)
-        where = torch.from_numpy(np.maximum(local[s], 0)).view(shape)
-        part = picked.gather(1, where.expand(-1, -1, *tensor.shape[2:]))
-        exists = (local[s] >= 0) & (rows[:, s : s + 1] >= 0)
-        part = part * torch.from_numpy(exists).to(part).view(shape)
-        total = part if total is None else total + part
-    assert total is not None
-    present = torch.from_numpy((rows >= 0).sum(1)).to(total).clamp_min(1)
-    return total / present.view([-1] + [1] * (total.dim() - 1))
 
 
 def _mean(tensors: Sequence[Tensor], membership: Membership) -> Tensor:

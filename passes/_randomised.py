@@ -24,10 +24,8 @@ def randomised(
 ) -> tuple[fx.GraphModule, list[Tensor]]:
     """A float64 copy whose vectors, statistics and constant tensors are random; its outputs.
 
-    Any weights will do as evidence, but not any rounding: statistics drawn blindly let deep
-    networks overflow their gates, and large weights in front of gates make them chaotic. So norms
-    first see the inputs, then what they saw is disturbed; and matrices shrink until the network
-    is steady.
+    Statistics drawn blindly let deep networks overflow their gates: norms first see the inputs,
+    then what they saw is disturbed.
     """
     result = _widened(module)
     generator = torch.Generator().manual_seed(seed)
@@ -35,15 +33,28 @@ def randomised(
         for key, tensor in result.state_dict(keep_vars=True).items():
             _draw(key, tensor, generator)
         _settle(result, inputs, generator)
+        return result, _outputs(result, inputs)
+
+
+def steadied(
+    module: fx.GraphModule, inputs: Inputs, outputs: list[Tensor], seed: int
+) -> list[Tensor]:
+    """Shrink the matrices of a randomised network, in place, until it is steady; its outputs.
+
+    Any weights will do as evidence, but not any rounding: large weights in front of gates make
+    networks chaotic.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
         for _ in range(HALVINGS):
-            found = _outputs(result, inputs)
-            if not _amplification(result, inputs, found, generator) > LOUD:
-                return result, found
-            for parameter in result.parameters():
+            if not _amplification(module, inputs, outputs, generator) > LOUD:
+                return outputs
+            for parameter in module.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(0.5)
-            _settle(result, inputs, generator)
-        return result, _outputs(result, inputs)
+            _settle(module, inputs, generator)
+            outputs = _outputs(module, inputs)
+        return outputs
 
 
 def _widened(module: fx.GraphModule) -> fx.GraphModule:

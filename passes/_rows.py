@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from passes._lockstep import Network, require_finite
-from passes.rewrite import Site
-from pleas_fx.extract import positions
-from pleas_fx.ir import IntArray, Program
-from pleas_fx.unfold import output_positions, output_rows
-
-FEWEST_ROWS = 4096
+from passes._targets import Sampling, Targets
+from passes.rewrite import Rewritten, Site
+from pleas_fx.ir import IntArray, Program, members
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +28,43 @@ class Settings:
     heads: frozenset[str]
     heads_only: bool = False  # all others are fitted already
 
+    def sampling(self, widest: float) -> Sampling:
+        """The sample of the sources' values that layers so wide need."""
+        return Sampling(self.rows_per_unknown, self.seed, self.owners, self.heads, widest)
+
 
 class Rows:
     """Samples positions of a layer's output, and reads values there."""
 
     def __init__(
         self,
-        sources: Sequence[Network],
+        kept: Targets,
         merged: Network,
         programs: Sequence[Program],
         settings: Settings,
-        origin: Mapping[str, str],
+        rewritten: Rewritten,
     ) -> None:
-        self.sources, self.merged, self.programs = sources, merged, programs
-        self.settings, self.origin = settings, origin
-        self._number = {name: k for k, name in enumerate(sources[0].nodes)}
+        self.kept, self.merged, self.programs = kept, merged, programs
+        self.settings = settings
+        self.origin = {n: source for source, made in rewritten.emitted.items() for n in made}
+        self._values = rewritten.layout.values
+        self._in_place = _in_place(rewritten)
 
     def module(self, site: Site) -> Any:
         """The layer of the merged network."""
         return self.merged.module.get_submodule(site.module)
+
+    def aligned(self, node: str, channel: int) -> bool:
+        """Whether a position of a source's value is the same place in every source.
+
+        It isn't where channels along another dim than ``channel`` (heads, say) were matched in
+        another order, or not all of them are there.
+        """
+        return all(
+            n == 1 or dim == channel % classes.ndim or self._in_place[classes].all()
+            for classes in self._values.get(node, ())
+            for dim, n in enumerate(classes.shape)
+        )
 
     def input(self, site: Site) -> str:
         """The node of the merged network that a layer reads."""
@@ -57,57 +73,71 @@ class Rows:
     def batches(self, site: Site) -> tuple[int, ...]:
         """The batches a site is fitted on: a source's own head on its own data, where known."""
         owners = self.settings.owners
-        own = [s for s in range(len(self.sources)) if site.membership == 1 << s]
+        own = [s for s in range(len(self.programs)) if site.membership == 1 << s]
         if site.node in self.settings.heads and own and own[0] in owners:
             return tuple(k for k, owner in enumerate(owners) if owner == own[0])
         return tuple(range(len(owners)))
 
-    def available(self, site: Site, module: nn.Module) -> int:
+    def available(self, site: Site) -> int:
         """How many positions there are, over all batches."""
-        return sum(output_positions(module, self.shape(site, k)) for k in self.batches(site))
+        return sum(self.kept.total(site.node, k) for k in self.batches(site))
 
     def wanted(self, unknowns: int) -> int:
         """How many rows are enough."""
-        return max(self.settings.rows_per_unknown * unknowns, FEWEST_ROWS)
+        return self.kept.sampling.wanted(unknowns)
 
-    def sample(self, site: Site, module: nn.Module, unknowns: int) -> dict[int, IntArray]:
+    def sample(self, site: Site, unknowns: int) -> dict[int, IntArray]:
         """Output positions per batch, spread over all batches; the same for all lanes."""
-        chosen = self.batches(site)
-        quota = -(-self.wanted(unknowns) // max(len(chosen), 1))
-        sample = {}
-        for k in chosen:
-            rng = np.random.default_rng((self.settings.seed, k, self._number[site.node]))
-            sample[k] = positions(rng, output_positions(module, self.shape(site, k)), quota)
-        return sample
+        return self.sample_at(site.node, self.batches(site), unknowns)
+
+    def sample_at(self, node: str, batches: Sequence[int], unknowns: int) -> dict[int, IntArray]:
+        """Positions of a node's value for a layer of so many unknowns."""
+        quota = -(-self.wanted(unknowns) // max(len(batches), 1))
+        return {k: self.kept.at(node, k, quota) for k in batches}
 
     def shape(self, site: Site, batch: int) -> torch.Size:
         """Of a source's value; sources differ in channels at most."""
-        first = int((site.rows >= 0).any(0).argmax())
-        shape: torch.Size = self.sources[first].value(site.node, batch).shape
-        return shape
+        return self.kept.shape(site.node, batch)
 
-    def targets(
-        self, sites: Sequence[Site], module: nn.Module, batch: int, at: IntArray
-    ) -> list[Tensor]:
-        """(rows, outputs) for every lane of one source layer.
+    def targets(self, sites: Sequence[Site], batch: int, rows: int) -> list[Tensor]:
+        """(rows, outputs) for every lane of one source layer, at so many sampled positions.
 
         The mean over the sources in a slot, or the owner's value for heads.
         """
         owner, node = self.settings.owners[batch], sites[0].node
         if owner is not None and node in self.settings.heads:
-            value = self._at(owner, module, node, batch, at)
+            value = self.of(owner, node, batch, rows)
             return [_owners_rows(value, site.rows[:, owner]) for site in sites]
         asked = {s for site in sites for s in np.flatnonzero((site.rows >= 0).any(0))}
         values = [
-            self._at(s, module, node, batch, at) if s in asked else None
-            for s in range(len(self.sources))
+            self.of(s, node, batch, rows) if s in asked else None for s in range(len(self.programs))
         ]
         return [mean_rows(values, site.rows) for site in sites]
 
-    def _at(self, source: int, module: nn.Module, node: str, batch: int, at: IntArray) -> Tensor:
-        value = output_rows(module, self.sources[source].value(node, batch), at)
+    def of(self, source: int, node: str, batch: int, rows: int) -> Tensor:
+        """(rows, channels) of a source's value at so many sampled positions.
+
+        Raises:
+            CalibrationError: a value isn't finite.
+        """
+        value = self.kept.rows(source, node, batch, rows)
         require_finite(value, batch, node)
         return value
+
+
+def _in_place(rewritten: Rewritten) -> npt.NDArray[np.bool_]:
+    """Per class whether it has one place in all sources; the last one is that of no class."""
+    table, group = rewritten.table, rewritten.layout.group
+    still = [
+        g
+        for g, lanes in table.lanes.items()
+        if all(
+            np.array_equal(lane.channels[:, s], np.arange((group == g).sum()))
+            for lane in lanes
+            for s in members(lane.membership)
+        )
+    ]
+    return np.append(np.isin(group, np.array(still, np.int64)), True)
 
 
 def mean_rows(values: Sequence[Tensor | None], rows: IntArray) -> Tensor:

@@ -1,20 +1,22 @@
 """Fit every layer by least squares, in graph order, on the merged network's own activations.
 
-One walk (DESIGN section 7): all batches at one node before the next, the sources and the merged
-network side by side. A convolution and the batch norm behind it are one affine map.
+One walk (DESIGN section 7): all batches at one node before the next. What the sources make there
+was sampled before. A convolution and the batch norm behind it are one affine map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from torch import fx
 
-from passes._affines import BATCH_NORMS, fit_norm, fit_scale
+from passes._affines import fit_norm, fit_scale
 from passes._contractions import Job, fit_contractions
 from passes._lockstep import MEMORY, Batch, Network, Store
 from passes._rows import Rows, Settings
+from passes._targets import Targets, fused_pairs, layer_scale
 from passes.rewrite import Rewritten, Site
 from pleas_fx.algebra.ridge import Solution
 from pleas_fx.ir import LayerFit, Program
@@ -57,6 +59,7 @@ def fit(
     batches: Sequence[Batch],
     settings: Settings,
     *,
+    targets: Targets | None = None,
     memory: int = MEMORY,
     tick: Callable[[], None] = lambda: None,
 ) -> Fitted:
@@ -64,19 +67,33 @@ def fit(
 
     ``settings.owners`` says which source each batch belongs to; only ``settings.heads`` (nodes of
     the last layers) are fitted to the owner's outputs, everything else to the mean.
+    ``targets``: samples of the sources on the same batches; what isn't there is sampled first.
 
     Raises:
         CalibrationError: a value isn't finite; names batch and node.
     """
-    store = Store(memory)
-    try:
-        walk = _Walk(programs, rewritten, batches, settings, store)
-        for node in programs[0].module.graph.nodes:
-            walk.step(node)
-            tick()
-        return Fitted(tuple(walk.layers), store.peak)
-    finally:
-        store.close()
+    if targets is not None:
+        return _fit(programs, rewritten, batches, settings, targets, tick)
+    with closing(Store(memory)) as store:
+        sampling = settings.sampling(float(len(programs)))
+        own = Targets(programs[0], sampling, store)
+        return _fit(programs, rewritten, batches, settings, own, tick)
+
+
+def _fit(
+    programs: Sequence[Program],
+    rewritten: Rewritten,
+    batches: Sequence[Batch],
+    settings: Settings,
+    targets: Targets,
+    tick: Callable[[], None],
+) -> Fitted:
+    walk = _Walk(programs, rewritten, batches, settings, targets)
+    targets.complete(walk.needed, programs, batches)
+    for node in programs[0].module.graph.nodes:
+        walk.step(node)
+        tick()
+    return Fitted(tuple(walk.layers), targets.store.peak)
 
 
 class _Walk:
@@ -86,33 +103,32 @@ class _Walk:
         rewritten: Rewritten,
         batches: Sequence[Batch],
         settings: Settings,
-        store: Store,
+        targets: Targets,
     ) -> None:
-        self.sources = [
-            Network(p.module, batches, store, f"source{s}") for s, p in enumerate(programs)
-        ]
-        self.merged = Network(rewritten.module, batches, store, "merged")
+        self.merged = Network(rewritten.module, batches, targets.store, "merged")
         self.rewritten = rewritten
         self.sites: Mapping[str, Site] = {site.emitted: site for site in rewritten.sites}
-        origin = {n: source for source, made in rewritten.emitted.items() for n in made}
-        self.rows = Rows(self.sources, self.merged, programs, settings, origin)
-        self.norm_of = _fused_pairs(programs[0], rewritten)
+        self.rows = Rows(targets, self.merged, programs, settings, rewritten)
+        self.norm_of = _fused_pairs(rewritten)
         self.layer_of = {norm: layer for layer, norm in self.norm_of.items()}
         self.layers: list[LayerFit] = []
 
-    def step(self, node: fx.Node) -> None:
-        """One node of the sources' graph, and what the merged graph has in its place."""
-        for source in self.sources:
-            if node.op != "output":
-                source.hold(node.name)
-                source.run(node.name)
-        self._merged_step(node)
-        for source in self.sources:
-            if node.op != "output":
-                source.release(node.name)
+    @property
+    def needed(self) -> frozenset[str]:
+        """Nodes of the sources that something may be fitted to."""
+        layers = {site.node for name, site in self.sites.items() if name not in self.norm_of}
+        scaled = {
+            self.rows.origin[name]
+            for name, node in self.merged.nodes.items()
+            if layer_scale(self.rewritten.module, node) is not None
+        }
+        return frozenset((layers | scaled) & self.rows.kept.places.keys())
 
-    def _merged_step(self, node: fx.Node) -> None:
-        """Layers with a norm behind them wait for it; all lanes of a layer are fitted together."""
+    def step(self, node: fx.Node) -> None:
+        """What the merged graph has in place of a source's node.
+
+        Layers with a norm behind them wait for it; all lanes of a layer are fitted together.
+        """
         names = [n for n in self.rewritten.emitted[node.name] if n not in self.norm_of]
         settings = self.rows.settings
         if settings.heads_only and node.name not in settings.heads:
@@ -143,7 +159,9 @@ class _Walk:
         node = self.merged.nodes[name]
         if site is None or node.op != "call_module":
             return None
-        return Job(site, None) if contraction(self.rows.module(site)) is not None else None
+        entry = contraction(self.rows.module(site))
+        fits = entry is not None and self.rows.aligned(site.node, entry.channel)
+        return Job(site, None) if fits else None
 
     def _one(self, name: str) -> None:
         site: Site | None = self.sites.get(name)
@@ -174,27 +192,8 @@ class _Walk:
         )
 
 
-def _fused_pairs(program: Program, rewritten: Rewritten) -> dict[str, str]:
-    """Layers of the merged graph whose only user is a batch norm, with that norm."""
-    sites = {site.emitted: site for site in rewritten.sites}
-    pairs = {}
-    for node in rewritten.module.graph.nodes:
-        if node.name not in sites or len(node.users) != 1:
-            continue
-        user = next(iter(node.users))
-        if user.name in sites and _fusible(rewritten.module, node, user):
-            pairs[node.name] = user.name
-    return pairs
-
-
-def _fusible(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> bool:
-    """Whether a layer and the norm behind it are one affine map with free coefficients."""
-    if layer.op != "call_module" or norm.op != "call_module":
-        return False
-    second = module.get_submodule(str(norm.target))
-    return (
-        contraction(module.get_submodule(str(layer.target))) is not None
-        and isinstance(second, BATCH_NORMS)
-        and second.affine
-        and second.track_running_stats
-    )
+def _fused_pairs(rewritten: Rewritten) -> dict[str, str]:
+    """Layers of the merged graph that are fitted together with the batch norm behind them."""
+    sites = {site.emitted for site in rewritten.sites}
+    pairs = fused_pairs(rewritten.module)
+    return {layer: norm for layer, norm in pairs.items() if layer in sites and norm in sites}

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
+from pleas_fx.blocks import Hash
 from pleas_fx.classes import (
     Facts,
     Grouping,
-    Hash,
     assemble,
     collapses,
     positions,
@@ -27,10 +27,10 @@ from pleas_fx.classes import (
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
-from pleas_fx.rules.reasons import COMBINED, SUMMED, WRITTEN
+from pleas_fx.rules.reasons import COMBINED, SLIDES, SUMMED, WRITTEN
 
 ROUNDS = 4
-HELD = frozenset({COMBINED, SUMMED, WRITTEN})
+HELD = frozenset({COMBINED, SLIDES, SUMMED, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 
@@ -52,7 +52,7 @@ def groups(program: Program) -> Symmetry:
 
     Ties that come late (a convolution behind a pixel shuffle) make labels equal that earlier
     operators took for different ones: then the classes found become the labels of another round.
-    What turns out to be positions of a table (of tokens, say) has no labels in a last round.
+    What turns out to be positions of a table (of tokens, say) has no labels then.
     """
     try:
         inputs = _one_example(program)
@@ -60,16 +60,15 @@ def groups(program: Program) -> Symmetry:
     except RuntimeError:  # a batch size written into the graph
         inputs = program.inputs
         labeller, facts = _propagate(program, inputs, {}, NOTHING)
-    for _ in range(ROUNDS):
-        if not collapses(facts):
-            break
-        known, colours = settled_axes(facts), signatures(facts)
-        labeller, facts = _propagate(program, inputs, known, colours)
     tables = {str(n.target) for n in program.module.graph.nodes if n.op == "get_attr"}
-    found = positions(facts, tables, HELD)
-    if found:
+    unlabelled: frozenset[Axis] = frozenset()
+    for _ in range(ROUNDS):
+        found = unlabelled | positions(facts, tables, HELD)
+        if found == unlabelled and not collapses(facts):
+            break
+        unlabelled = found
         known, colours = settled_axes(facts), signatures(facts)
-        labeller, facts = _propagate(program, inputs, known, colours, found)
+        labeller, facts = _propagate(program, inputs, known, colours, unlabelled)
     return symmetry(assemble(facts), labeller.coupled)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,13 @@ def lower(program: Program) -> Program:
     module.recompile()
     module.delete_all_unused_submodules()
     _drop_unread(module)
+    if _names(module) == _names(program.module):  # no layer came or went
+        return replace(program, module=module)
     return trace(module, program.inputs)
+
+
+def _names(module: fx.GraphModule) -> list[str]:
+    return [node.name for node in module.graph.nodes]
 
 
 def _reshape(module: fx.GraphModule) -> None:

@@ -20,8 +20,13 @@ from pleas_fx.ir import Group, GroupId, Program, Symmetry
 from pleas_fx.rules.modules import channelwise, contraction, is_depthwise
 
 Batch = tuple[Tensor, ...]
+See = Callable[[int, int, str, Any], None]  # number of the source and of the batch, node, value
 POINTS = 6  # places per group and kind that are observed
 FEWEST_ROWS = 4096  # at each of them
+
+
+def unseen(source: int, batch: int, node: str, value: Any) -> None:
+    """Let a value go by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,13 @@ def observe(
     *,
     seed: int,
     rows_per_channel: int = 8,
+    see: See = unseen,
     tick: Callable[[], None] = lambda: None,
 ) -> Statistics:
     """Joint moments of every group at the places where it is read and made.
 
     ``rows_per_channel`` are shared out among the places of a group, whose moments are added up.
+    ``see`` is shown every value that the sources make, on the way.
 
     Raises:
         CalibrationError: a source turns a batch into NaN or Inf; names batch and layer.
@@ -82,7 +89,7 @@ def observe(
     with torch.inference_mode():
         for number, batch in enumerate(batches):
             rng = np.random.default_rng((seed, number))
-            sums.add(programs, batch, number, rng)
+            sums.add(programs, batch, number, rng, see)
             tick()
     return sums.result()
 
@@ -121,7 +128,12 @@ class _Sums:
                 self.quota[key] = -(-total // (batches * times))
 
     def add(
-        self, programs: Sequence[Program], batch: Batch, number: int, rng: np.random.Generator
+        self,
+        programs: Sequence[Program],
+        batch: Batch,
+        number: int,
+        rng: np.random.Generator,
+        watch: See,
     ) -> None:
         by_node: dict[str, list[GroupId]] = {}
         for node, group in self.extractors:
@@ -147,6 +159,7 @@ class _Sums:
                             f"batch {number}: source {s} has NaN or Inf at node {node.name}"
                         )
                     rows[key].append(part)
+                watch(s, number, node.name, value)
 
             Runner(program.module, see).run(*batch)
         for key, parts in rows.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from passes.match import families
 from passes.observe import Point, Statistics, planned_groups
-from pleas_fx.algebra.moments import at_least_float32, square
+from pleas_fx.algebra.moments import Moments, at_least_float32, square
 from pleas_fx.algebra.selection import MERGED, Path, Problem, select, select_all
 from pleas_fx.costs import CostModel
 from pleas_fx.extract import extractor
@@ -411,34 +411,39 @@ def _group_problem(
     partner: IntArray,
 ) -> tuple[Tensor, list[Tensor]]:
     sources, n = partner.shape
-    order = torch.from_numpy(np.concatenate([partner[s] + s * n for s in range(sources)]))
     points = _points(statistics, group) if statistics is not None else ()
     if not points:
         identity = torch.eye(n, dtype=torch.float64)
         return _guess(sources, n), [identity] * sources
+    places = torch.from_numpy(partner + n * np.arange(sources)[:, None])  # in the moments
     covariance = torch.zeros(sources * n, sources * n, dtype=torch.float64)
+    matched = torch.zeros(sources, sources, n, dtype=torch.float64)
     weighting = [torch.zeros(n, n, dtype=torch.float64) for _ in range(sources)]
     for point in points:
-        own = _shrunk(point.moments.covariance[order][:, order], n, point.moments.count)
-        share = float(own.diagonal().sum()) or 1.0
-        covariance += own / share
+        variance = point.moments.variance
+        share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(point.moments)
+        point.moments.add_covariance(covariance, kept / share)
+        matched += point.moments.covariances(places[:, None], places) / share
         for s in range(sources):
             q = _read_weight(programs[s], symmetries[s], group, point.node)
-            q = q[torch.from_numpy(partner[s])][:, torch.from_numpy(partner[s])]
-            block = own[s * n : (s + 1) * n, s * n : (s + 1) * n]
-            weighting[s] += q / max(float((q * block).sum()), 1e-300) * share
-    small = torch.float64 if n <= 512 else torch.float32
-    return covariance.to(small), [(w + w.T).to(small) / 2 for w in weighting]
+            own = slice(s * n, (s + 1) * n)
+            error = kept * point.moments.inner(q, own)
+            error += (1 - kept) * float(q.diagonal() @ variance[own])
+            weighting[s].add_(q, alpha=share / max(error, 1e-300))
+    order = places.reshape(-1)
+    covariance = covariance[order[:, None], order]
+    covariance.view(sources, n, sources, n).diagonal(dim1=1, dim2=3).copy_(matched)
+    own_order = [torch.from_numpy(partner[s]) for s in range(sources)]
+    return covariance, [q[o[:, None], o] for q, o in zip(weighting, own_order, strict=True)]
 
 
-def _shrunk(covariance: Tensor, n: int, rows: int) -> Tensor:
-    """Covariances of channels that aren't matched, drawn to zero.
+def _shrinkage(moments: Moments) -> float:
+    """How far covariances of channels that aren't matched are drawn to zero.
 
     From few rows other channels seem to say more about a channel than they do.
     """
-    share = SHRINKAGE * len(covariance) / (len(covariance) + rows)
-    matched = torch.eye(n, dtype=covariance.dtype).repeat(*[len(covariance) // n] * 2)
-    return covariance * (1 - share + share * matched)
+    size = len(moments.total)
+    return SHRINKAGE * size / (size + moments.count)
 
 
 def _guess(sources: int, n: int) -> Tensor:

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
-from scipy.sparse.csgraph import connected_components
 
+from pleas_fx.blocks import Hash, Units, components, find_units, mix
 from pleas_fx.ir import Axis, Blocks, Frozen, Group, GroupId, IntArray, Layout
 from pleas_fx.permuting import occurrences
-
-Hash = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +38,6 @@ class Grouping:
     bundles: tuple[frozenset[GroupId], ...]
     frozen: tuple[Frozen, ...]
     layout: Layout
-
-
-def components(count: int, pairs: IntArray) -> IntArray:
-    """The component of each of ``count`` vertices, joined by the edges (2, n)."""
-    ones = np.ones(pairs.shape[1], np.int8)
-    matrix = sp.coo_matrix((ones, (pairs[0], pairs[1])), shape=(count, count))
-    return connected_components(matrix, directed=False)[1].astype(np.int64)
 
 
 def collapses(facts: Facts) -> bool:
@@ -96,51 +86,14 @@ def assemble(facts: Facts) -> Grouping:
     pinned = np.zeros(facts.count, bool)
     for labels, _, _ in facts.pins:
         pinned[classes[labels]] = True
-    unit, conflicts = _units(facts, classes)
-    pinned[conflicts] = True
+    relations = [np.unique(np.stack([classes[c], classes[p]]), axis=1) for c, p in facts.nests]
+    units = find_units(facts.count, relations)
+    pinned[units.held] = True
     kernel = np.zeros(facts.count, bool)
     kernel[classes[facts.kernels]] = True
-    signature = signatures(facts)
-    keys = _keys(classes, signature, pinned, unit)
-    return _Builder(facts, classes, pinned, kernel, keys, conflicts).build()
-
-
-def _units(facts: Facts, classes: IntArray) -> tuple[IntArray, IntArray]:
-    """The block that each class belongs to (-1: none), and the classes of clashing blocks."""
-    relations = [
-        np.unique(np.stack([classes[c], classes[p]]), axis=1) for c, p in facts.nests if len(c)
-    ]
-    unit = np.full(facts.count, -1, np.int64)
-    if not relations:
-        return unit, np.zeros(0, np.int64)
-    component = components(facts.count, np.concatenate(relations, axis=1))
-    clashing: set[int] = set()
-    for children, parents in relations:
-        clashing |= _clashes(children, parents, component)
-        several = len(np.unique(component[parents])) > 1
-        for end in (children, parents):
-            unit[end] = np.where(several | (unit[end] >= 0), component[end], unit[end])
-    clash = np.isin(component, np.array(sorted(clashing), np.int64))
-    involved = np.unique(np.concatenate([r.reshape(-1) for r in relations]))
-    return unit, involved[clash[involved]]
-
-
-def _clashes(children: IntArray, parents: IntArray, component: IntArray) -> set[int]:
-    """Components in which one relation has two blocks with different children."""
-    order = np.argsort(parents, kind="stable")
-    sets: dict[int, set[bytes]] = {}
-    bounds = np.flatnonzero(np.diff(parents[order])) + 1
-    for index in np.split(order, bounds):
-        content = np.sort(children[index]).tobytes()
-        sets.setdefault(int(component[parents[index[0]]]), set()).add(content)
-    return {part for part, contents in sets.items() if len(contents) > 1}
-
-
-def _mix(value: Hash) -> Hash:
-    """A 64-bit finaliser: equal values, equal hashes; sums of hashes identify multisets."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    signature = signatures(facts) + units.colours
+    keys = _keys(classes, signature, pinned, units.of)
+    return _Builder(facts, classes, pinned, kernel, keys, units).build()
 
 
 def signatures(facts: Facts) -> Hash:
@@ -152,21 +105,32 @@ def signatures(facts: Facts) -> Hash:
     classes = components(facts.count, facts.ties)
     rank = _ranks(classes)
     signature = np.zeros(facts.count, np.uint64)
-    np.add.at(signature, classes, _mix(facts.colours) * (facts.colours > 0))
+    np.add.at(signature, classes, mix(facts.colours) * (facts.colours > 0))
     places = [labels.reshape(-1) for labels in facts.axes.values()]
     places += [labels for labels, _ in facts.sites]
-    for salt, place in enumerate(places, start=1):
-        labels = place[place >= 0]
-        own = classes[labels]
-        _stamp(signature, own, salt, _mix(_unsigned(occurrences(own))) + rank[labels])
-    for salt, (children, parents) in enumerate(facts.nests, start=len(places) + 1):
-        _stamp(signature, classes[children], salt, rank[parents])
+    labels, salt = _labelled(places, 1)
+    here = labels >= 0
+    labels, salt = labels[here], salt[here]
+    own = classes[labels]
+    which = _unsigned(occurrences(salt * facts.count + own))
+    _stamp(signature, own, salt, mix(which) + rank[labels])
+    children, salt = _labelled([c for c, _ in facts.nests], len(places) + 1)
+    parents, _ = _labelled([p for _, p in facts.nests], 0)
+    _stamp(signature, classes[children], salt, rank[parents])
     return signature
 
 
-def _stamp(signature: Hash, classes: IntArray, salt: int, what: Hash) -> None:
-    """Add a hash of the multiset of ``what`` at one place to each class there."""
-    np.add.at(signature, classes, _mix(_mix(what) + np.uint64(salt << 32)))
+def _labelled(places: Sequence[IntArray], first: int) -> tuple[IntArray, IntArray]:
+    """Places one after the other, and the number of the place of each entry."""
+    if not places:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    numbers = np.arange(first, first + len(places))
+    return np.concatenate(places), np.repeat(numbers, [len(p) for p in places])
+
+
+def _stamp(signature: Hash, classes: IntArray, salt: IntArray, what: Hash) -> None:
+    """Add a hash of the multiset of ``what`` at every place to each class there."""
+    np.add.at(signature, classes, mix(mix(what) + (_unsigned(salt) << np.uint64(32))))
 
 
 def _unsigned(values: IntArray) -> Hash:
@@ -178,30 +142,31 @@ def _ranks(classes: IntArray) -> Hash:
     return _unsigned(occurrences(classes))
 
 
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """What classes must share to be in one group, by class."""
+
+    kind: IntArray
+    family: Hash  # or the block, for classes that only move inside their own
+    whole: Hash  # a hash of all of it
+
+
+SIMPLE, FIXED, BLOCKS, INSIDE = range(4)  # FIXED: as SIMPLE, but nothing moves
+
+
 def _keys(
     classes: IntArray, signature: Hash, pinned: npt.NDArray[np.bool_], unit: IntArray
 ) -> _Keys:
-    """What classes must share to be in one group."""
-    present = np.unique(classes)
-    in_block = unit[present] >= 0
-    total = np.zeros(len(classes), np.uint64)
-    stuck = np.zeros(len(classes), bool)
-    inside = present[in_block]
-    np.add.at(total, unit[inside], _mix(signature[inside]))
+    inside = np.flatnonzero(unit >= 0)
+    total, stuck = np.zeros(len(classes), np.uint64), np.zeros(len(classes), bool)
+    np.add.at(total, unit[inside], mix(signature[inside]))
     np.logical_or.at(stuck, unit[inside], pinned[inside])
+    kind = np.where(pinned, FIXED, SIMPLE)
+    free = inside[~pinned[inside]]
+    kind[free] = np.where(stuck[unit[free]], INSIDE, BLOCKS)
     family = np.zeros(len(classes), np.uint64)
-    family[inside] = total[unit[inside]]
-    movable = in_block & ~stuck[np.maximum(unit[present], 0)]
-    return _Keys(present, signature, unit, family, dict(zip(present, movable, strict=True)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    present: IntArray
-    signature: Hash
-    unit: IntArray
-    family: Hash
-    block_moves: Mapping[int, bool]
+    family[free] = np.where(stuck[unit[free]], unit[free].astype(np.uint64), total[unit[free]])
+    return _Keys(kind, family, mix(signature + mix(mix(family) + _unsigned(kind))))
 
 
 def _collapsed(classes: IntArray) -> IntArray:
@@ -223,56 +188,48 @@ class _Builder:
         pinned: npt.NDArray[np.bool_],
         kernel: npt.NDArray[np.bool_],
         keys: _Keys,
-        conflicts: IntArray,
+        units: Units,
     ) -> None:
         self.facts, self.classes, self.pinned, self.kernel = facts, classes, pinned, kernel
-        self.keys, self.conflicts = keys, conflicts
+        self.keys, self.unit, self.held = keys, units.of, units.held
         self.group = np.full(facts.count, -1, np.int64)
         self.channel = np.full(facts.count, -1, np.int64)
         self.first = np.full(facts.count, facts.count, np.int64)
         np.minimum.at(self.first, classes, np.arange(facts.count))
 
     def build(self) -> Grouping:
-        families: dict[tuple[int, ...], int] = {}
+        families: dict[int, int] = {}
         movable: list[Group] = []
         fixed: list[Group] = []
-        for number, (key, members) in enumerate(self._collect().items()):
-            blocks = self._arrange(number, members, key, families)
+        for number, members in enumerate(self._collect()):
+            blocks = self._arrange(number, members, families)
             group = Group(GroupId(number), len(members), (), blocks)
             (fixed if self.pinned[members[0]] else movable).append(group)
         return self._finish(movable, fixed)
 
-    def _collect(self) -> dict[tuple[int, ...], IntArray]:
-        """Classes by group key; fixed ones by signature alone."""
-        keys, found = self.keys, dict[tuple[int, ...], list[int]]()
-        present = keys.present[~self.kernel[keys.present]]
-        for c in present[np.argsort(self.first[present])].tolist():
-            signature = int(keys.signature[c])
-            if self.pinned[c] or keys.unit[c] < 0:
-                key: tuple[int, ...] = (int(self.pinned[c]), signature)
-            elif keys.block_moves[c]:
-                key = (2, signature, int(keys.family[c]))
-            else:
-                key = (3, signature, int(keys.unit[c]))
-            found.setdefault(key, []).append(c)
-        return {key: np.array(members) for key, members in found.items()}
+    def _collect(self) -> list[IntArray]:
+        """Classes with one key each."""
+        present = np.arange(self.classes.max(initial=-1) + 1)
+        present = present[~self.kernel[present]]
+        present = present[np.argsort(self.first[present])]
+        if not present.size:
+            return []
+        keys = self.keys.whole[present]
+        _, index, key = np.unique(keys, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(index))[key]
+        order = np.argsort(rank, kind="stable")
+        return np.split(present[order], np.flatnonzero(np.diff(rank[order])) + 1)
 
-    def _arrange(
-        self,
-        number: int,
-        members: IntArray,
-        key: tuple[int, ...],
-        families: dict[tuple[int, ...], int],
-    ) -> Blocks | None:
+    def _arrange(self, number: int, members: IntArray, families: dict[int, int]) -> Blocks | None:
         """Number the channels of a group, block by block where it has blocks."""
         blocks = None
-        if key[0] == 2:
-            units = self.keys.unit[members]
+        if self.keys.kind[members[0]] == BLOCKS:
+            units = self.unit[members]
             rank = self._unit_rank(units)
             members = members[np.lexsort((self.first[members], rank))]
             count = len(np.unique(units))
             if count > 1:
-                family = families.setdefault(key[2:], len(families))
+                family = families.setdefault(int(self.keys.family[members[0]]), len(families))
                 blocks = Blocks(family, count, len(members) // count)
         self.group[members] = number
         self.channel[members] = np.arange(len(members))
@@ -281,8 +238,8 @@ class _Builder:
     def _unit_rank(self, units: IntArray) -> IntArray:
         """Blocks in order of the first label anywhere in them: the same for a whole family."""
         first = np.full(len(self.classes), len(self.classes), np.int64)
-        inside = self.keys.present[self.keys.unit[self.keys.present] >= 0]
-        np.minimum.at(first, self.keys.unit[inside], self.first[inside])
+        inside = np.flatnonzero(self.unit >= 0)
+        np.minimum.at(first, self.unit[inside], self.first[inside])
         return first[units]
 
     def _finish(self, movable: list[Group], fixed: list[Group]) -> Grouping:
@@ -296,7 +253,7 @@ class _Builder:
         }
         where: dict[int, list[Axis]] = {}
         for axis, ids in axes.items():
-            for number in np.unique(self.group[ids]).tolist():
+            for number in _numbers(self.group[ids]).tolist():
                 where.setdefault(number, []).append(axis)
         named = [
             Group(g.id, g.size, tuple(where.get(g.id, ())), g.blocks) for g in (*movable, *fixed)
@@ -318,22 +275,27 @@ class _Builder:
     def _bundles(self) -> tuple[frozenset[GroupId], ...]:
         bundles = []
         for labels, _, _ in self.facts.pins:
-            groups = np.unique(self.group[self.classes[labels]])
+            groups = _numbers(self.group[self.classes[labels]])
             bundles.append(frozenset(GroupId(int(g)) for g in groups if g >= 0))
         return tuple(dict.fromkeys(b for b in bundles if b))
 
     def _frozen(self, axes: Mapping[Axis, IntArray]) -> tuple[Frozen, ...]:
-        why: dict[int, tuple[str, str]] = {}
+        reasons = [("", "blocks that overlap others keep their place")]
+        why = np.full(self.facts.count, -1, np.int64)
         for labels, node, reason in self.facts.pins:
-            for c in np.unique(self.classes[labels]).tolist():
-                why.setdefault(c, (node, reason))
-        clash = ("", "blocks of different sizes overlap on these channels")
-        for c in self.conflicts.tolist():
-            why.setdefault(c, clash)
+            own = self.classes[labels]
+            why[own[why[own] < 0]] = len(reasons)
+            reasons.append((node, reason))
+        why[self.held[why[self.held] < 0]] = 0
         frozen = []
         for axis, ids in axes.items():
             stuck = ids[self.pinned[ids] & ~self.kernel[ids]]
             if stuck.size:
-                node, reason = why[int(stuck.flat[0])]
+                node, reason = reasons[int(why[stuck.flat[0]])]
                 frozen.append(Frozen(axis, node, reason))
         return tuple(frozen)
+
+
+def _numbers(ids: IntArray) -> IntArray:
+    """The different ones among small numbers from -1."""
+    return np.flatnonzero(np.bincount(ids.reshape(-1) + 1)) - 1

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from passes._lockstep import Store
 from passes._rows import Settings
+from passes._targets import Targets
 from passes.compare import compare
 from passes.fit import fit
 from passes.fit_published import fit_published
 from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.match import identity_matching, match_activations, match_weights
-from passes.observe import Statistics, observe
+from passes.observe import Statistics, observe, unseen
 from passes.plan import ALL_APART, MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, menu
 from passes.probe import joined, probe
 from passes.recalibrate import recalibrate
@@ -34,6 +36,7 @@ from pleas_fx.heads import Classes, given_lanes, head_nodes, output_groups
 from pleas_fx.ir import GroupId, Lane, LayerFit, Matching, Plan, Program, Report, Symmetry
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
+FITTED = ("pleas", "side-by-side")  # by passes/fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +162,26 @@ def _arranged(prepared: Prepared, data: Batches | None) -> Batches | None:
     return replace(data, batches=arranged(prepared.programs, data.batches))
 
 
-def look(prepared: Prepared, data: Batches | None, options: Options, clock: Clock) -> Observed:
-    """Statistics of the sources on the data, and the matching of their channels."""
+def look(
+    prepared: Prepared,
+    data: Batches | None,
+    options: Options,
+    clock: Clock,
+    targets: Targets | None = None,
+) -> Observed:
+    """Statistics of the sources on the data, and the matching of their channels.
+
+    ``targets`` see the same run of the sources.
+    """
     statistics = None
     if data is not None and options.method != "average":
         with clock.time("observe"):
             statistics = observe(
-                prepared.programs, prepared.symmetries, data.batches, seed=options.seed
+                prepared.programs,
+                prepared.symmetries,
+                data.batches,
+                seed=options.seed,
+                see=unseen if targets is None else targets.see,
             )
     with clock.time("match"):
         return Observed(statistics, _matching(prepared, statistics, options))
@@ -275,7 +291,8 @@ def settle(
 
     def fitted(candidate: Candidate, images: Batches, heads_only: bool) -> object:
         with clock.time("judge"):
-            return _fit(prepared, candidate, observed.matching, images, options, heads_only)
+            matching = observed.matching
+            return _fit(prepared, candidate, matching, images, options, heads_only=heads_only)
 
     return choose(prepared.programs, data, everyone, alone, fitted)
 
@@ -296,11 +313,13 @@ def compile_models(
     """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
     data = _arranged(prepared, data)
-    observed = look(prepared, data, options, clock)
-    chosen = settle(prepared, observed, inputs, data, options, clock)
-    plan, rewritten = chosen.planned
-    with clock.time("fit"):
-        layers, peak = _fit(prepared, chosen, observed.matching, data, options)
+    with closing(Store()) as store:
+        targets = _targets(prepared, data, options, store)
+        observed = look(prepared, data, options, clock, targets)
+        chosen = settle(prepared, observed, inputs, data, options, clock)
+        plan, rewritten = chosen.planned
+        with clock.time("fit"):
+            layers, peak = _fit(prepared, chosen, observed.matching, data, options, targets)
     rewritten.module.requires_grad_(True)
     report = Report(
         layers=layers,
@@ -313,12 +332,37 @@ def compile_models(
     return Compiled(rewritten, plan, report, prepared.symmetries[0])
 
 
+def _targets(
+    prepared: Prepared, data: Batches | None, options: Options, store: Store
+) -> Targets | None:
+    """For samples of what the sources make, where layers will be fitted to it."""
+    if data is None or options.method not in FITTED:
+        return None
+    sources = len(prepared.programs)
+    widest = min(options.budget.width or sources, sources)
+    sampling = _settings(prepared, data.owners, options).sampling(widest)
+    return Targets(prepared.programs[0], sampling, store)
+
+
+def _settings(prepared: Prepared, owners: tuple[int | None, ...], options: Options) -> Settings:
+    outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
+    return Settings(
+        ridge=options.ridge,
+        rows_per_unknown=options.rows_per_unknown,
+        seed=options.seed,
+        owners=owners,
+        heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
+    )
+
+
 def _fit(
     prepared: Prepared,
     candidate: Candidate,
     matching: Matching,
     data: Batches | None,
     options: Options,
+    targets: Targets | None = None,
+    *,
     heads_only: bool = False,
 ) -> tuple[tuple[LayerFit, ...], int]:
     rewritten = candidate.planned[1]
@@ -342,16 +386,9 @@ def _fit(
             ),
             0,
         )
-    outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
-    settings = Settings(
-        ridge=options.ridge,
-        rows_per_unknown=options.rows_per_unknown,
-        seed=options.seed,
-        owners=data.owners if candidate.owned else (None,) * len(data.owners),
-        heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
-        heads_only=heads_only,
-    )
-    fitted = fit(prepared.programs, rewritten, data.batches, settings)
+    owners = data.owners if candidate.owned else (None,) * len(data.owners)
+    settings = replace(_settings(prepared, owners, options), heads_only=heads_only)
+    fitted = fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
     return fitted.layers, fitted.peak_bytes
 
 

@@ -60,8 +60,9 @@ def given_lanes(
         for c in coordinates
         for g in np.unique(symmetries[0].layout.group[c[c >= 0]])
     }
+    families = {g.blocks.family for g in symmetries[0].groups if g.blocks and g.id in carried}
     for fixed in (*symmetries[0].groups, *symmetries[0].fixed):
-        if int(fixed.id) not in carried:
+        if int(fixed.id) not in carried and not (fixed.blocks and fixed.blocks.family in families):
             channels = np.tile(np.arange(fixed.size)[:, None], (1, len(programs)))
             lanes[fixed.id] = (Lane(everyone(len(programs)), channels),)
     return lanes

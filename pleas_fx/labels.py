@@ -11,18 +11,19 @@ Axes of size one carry no labels: there is nothing to permute on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pleas_fx.ir import Axis, IntArray
 
 NONE = -1  # "the same constant everywhere": padding; tied to nothing
+
+LARGE = 1 << 31  # more than there are labels
 
 Coordinates = list[Tensor]
 
@@ -89,6 +90,21 @@ def any_along(labels: Tensor, dim: int) -> Tensor:
     """One label a row of ``dim``, kept as size one; not NONE where there is another."""
     first = labels.narrow(dim, 0, 1)
     return labels.amax(dim, keepdim=True) if bool((first == NONE).any()) else first
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among an operator's arguments or results: by themselves, or in a list."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from (v for v in value if isinstance(v, Tensor))
+
+
+def _distinct(a: Tensor, b: Tensor) -> Tensor:
+    """(2, n): every pair once, sorted; as single numbers, which sort faster."""
+    codes = (a * LARGE + b).unique()
+    return torch.stack([codes // LARGE, codes % LARGE])
 
 
 class Labeller(TorchDispatchMode):
@@ -181,13 +197,13 @@ class Labeller(TorchDispatchMode):
         a, b = torch.broadcast_tensors(compact(a), compact(b))
         differ = (a != b) & (a != NONE) & (b != NONE)
         if bool(differ.any()):
-            self.ties.append(torch.stack([a[differ], b[differ]]).unique(dim=1))
+            self.ties.append(_distinct(a[differ], b[differ]))
 
     def nest(self, children: Tensor, parents: Tensor) -> None:
         """Whole ``parents`` may be exchanged, each together with its ``children``."""
         children, parents = torch.broadcast_tensors(compact(children), compact(parents))
         both = (children != NONE) & (parents != NONE)
-        pairs = torch.stack([children[both], parents[both]]).unique(dim=1)
+        pairs = _distinct(children[both], parents[both])
         self.nests.append((pairs[0], pairs[1]))
 
     def pin(self, labels: Tensor, reason: str, *, kernel: bool = False) -> None:
@@ -231,11 +247,11 @@ class Labeller(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        inputs = list(_tensors((*args, *kwargs.values())))
         before = [self.of(a) for a in inputs]
         depends = any(self.depends_on_data(a) for a in inputs)
         result = func(*args, **kwargs)
-        outs = tuple(o for o in tree_leaves(result) if isinstance(o, Tensor))
+        outs = tuple(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
         if depends:
             self._data.update(id(o) for o in outs)
             self._alive.extend(outs)

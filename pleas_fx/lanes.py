@@ -133,6 +133,25 @@ def source_positions(slots: IntArray, table: SlotTable, axes: Sequence[IntArray]
     return np.stack(columns, axis=1)
 
 
+def shared_positions(
+    slots: IntArray, table: SlotTable, values: Sequence[IntArray]
+) -> IntArray | None:
+    """The same for a parameter that every row of ``slots`` meets, alike: no class of its own.
+
+    ``values``: each source's classes of the value, its last dim along the parameter. None where
+    the rows want different things.
+    """
+    columns = []
+    for s, classes in enumerate(values):
+        wanted = table.classes[slots.reshape(-1), s]
+        found = locate(wanted, np.zeros_like(wanted), classes.reshape(-1))
+        places = np.where(found < 0, -1, found % classes.shape[-1]).reshape(slots.shape)
+        if (places != places[0]).any():
+            return None
+        columns.append(places[0])
+    return np.stack(columns, axis=1)
+
+
 def identity_positions(size: int, membership: Membership, sources: int) -> IntArray:
     """Positions of an axis that carries no labels: the same place in every member."""
     index = np.full((size, sources), -1, np.int64)
@@ -162,6 +181,24 @@ def blend(tensors: Sequence[Tensor], *indices: tuple[int, IntArray]) -> Tensor:
     shape = [1] * total.dim()
     shape[rows_dim] = -1
     return total / present.view(shape)
+
+
+def blend_rows(tensors: Sequence[Tensor], rows: IntArray, local: Sequence[IntArray]) -> Tensor:
+    """Mean over sources of grouped weights: rows picked, and inside each row its own places."""
+    total: Tensor | None = None
+    for s, tensor in enumerate(tensors):
+        if (rows[:, s] < 0).all():
+            continue
+        picked = tensor.detach()[torch.from_numpy(np.maximum(rows[:, s], 0))]
+        shape = [*local[s].shape] + [1] * (tensor.dim() - 2)
+        where = torch.from_numpy(np.maximum(local[s], 0)).view(shape)
+        part = picked.gather(1, where.expand(-1, -1, *tensor.shape[2:]))
+        exists = (local[s] >= 0) & (rows[:, s : s + 1] >= 0)
+        part = part * torch.from_numpy(exists).to(part).view(shape)
+        total = part if total is None else total + part
+    assert total is not None
+    present = torch.from_numpy((rows >= 0).sum(1)).to(total).clamp_min(1)
+    return total / present.view([-1] + [1] * (total.dim() - 1))
 
 
 def _picked(tensor: Tensor, dim: int, positions: IntArray) -> Tensor:

@@ -32,6 +32,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import make_layers
 
 from tests import attention_networks as attention
+from tests import block_networks as blocks
 from tests import small_networks as small
 from tests.randomise import seeded
 from tests.small_networks import CLASSES
@@ -226,6 +227,10 @@ _ALL = (
     _network("selective", attention.SelectiveNet, _SMALL),
     _network("windows", attention.WindowNet, _SMALL),
     _network("wrapped_attention", attention.WrappedNet, _SMALL),
+    _network("nested_blocks", blocks.NestedNet, _SMALL),
+    _network("crossed_blocks", blocks.CrossedNet, _SMALL),
+    _network("linear_attention", blocks.LinearAttentionNet, _SMALL),
+    _network("cross_channel", blocks.CrossChannelNet, _SMALL),
     _network("shared", small.SharedNet, _SMALL),
     _network("padded_shortcut", small.PaddedShortcut, _SMALL),
     # other dimensions, several inputs and outputs, operators nobody knows
@@ -250,6 +255,7 @@ BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
-    padded_shortcut split_attention selective detector two_inputs""".split()
+    padded_shortcut split_attention selective nested_blocks crossed_blocks linear_attention
+    detector two_inputs""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

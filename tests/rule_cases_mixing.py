@@ -153,12 +153,17 @@ CONTRACTION = [
     Case(
         "two-groupings",
         chain(plain(2, 15), grouped(15, 15, 3), grouped(15, 15, 5), plain(15, 3)),
-        "",
-        "a.weight.0 a.weight.1 a.bias.0 g.weight.0 g.weight.1 g.bias.0 "
-        "h.weight.0 h.weight.1 h.bias.0 b.weight.1",
-        needless="a.weight.0 a.bias.0 g.weight.1 / g.weight.0 g.bias.0 h.weight.1 / "
-        "h.weight.0 h.bias.0 b.weight.1",
+        "5 5 5 3 2 1 3 1 2 3 3 3 3 3 3",
     ),
+    Case(
+        "depthwise-twice",
+        chain(plain(2, 5), grouped(5, 10, 5), grouped(10, 30, 10), plain(30, 3)),
+        "5x1 5x1 5x1 5x3 5x3",
+    ),
+    Case("radix", net(
+        lambda s, x: s.b(s.g(s.a(x)).unflatten(1, (3, 7)).relu().sum(1)),
+        a=plain(2, 15), g=grouped(15, 21, 3), b=plain(7, 3),
+    ), "5 5 5 7x1 7x1 7x1 7x1"),
     Case("shared-layer", net(
         lambda s, x: s.b(s.c(s.c(s.a(x)).relu())),
         a=plain(2, 5), b=plain(5, 3), c=plain(5, 5),

@@ -20,6 +20,7 @@ PACKAGES = ("pleas_fx", "passes")
 
 # What passes may use: values, tables and mathematics. Nothing that knows files or the screen.
 CORE = {
+    "pleas_fx.blocks",
     "pleas_fx.classes",
     "pleas_fx.costs",
     "pleas_fx.errors",

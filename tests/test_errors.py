@@ -57,6 +57,30 @@ def bad_weights() -> list[nn.Module]:
     return models
 
 
+class Looked(nn.Module):
+    """A network that reorders positions by a table of integers."""
+
+    order: Tensor
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1)
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x)[:, :, self.order]).mean((2, 3))
+
+
+def looked(*orders: list[int]) -> Callable[[], object]:
+    """A merge of networks with these tables."""
+    return lambda: pf.merge([Looked(o) for o in orders], good(), width=1.0, progress=False)
+
+
+def test_equal_tables_are_no_difference() -> None:
+    """Tables of integers say what moves where; equal ones say the same."""
+    looked([3, 1, 2], [3, 1, 2])()
+
+
 def data_only(data: object) -> Callable[[], object]:
     """A merge of sound models on some data."""
     return lambda: pf.merge(pair(), data, width=1.0, progress=False)
@@ -77,6 +101,11 @@ CASES: dict[str, tuple[Callable[[], object], type[pf.PleasError], str]] = {
         lambda: pf.merge([NETWORK.make(0), with_last(9)], good(), heads="shared", progress=False),
         pf.IncompatibleModelsError,
         "shape",
+    ),
+    "tables of integers with other entries": (
+        looked([3, 1, 2], [3, 2, 1]),
+        pf.IncompatibleModelsError,
+        "a table of integers has other entries",
     ),
     "empty data": (data_only(good()[:0]), pf.CalibrationError, "empty"),
     "no batches": (data_only([]), pf.CalibrationError, "empty"),

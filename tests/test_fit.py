@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import pleas_fx as pf
 from passes import _contractions, _lockstep
 from passes._contractions import Regression
 from passes._rows import Rows, Settings
+from passes._targets import Sampling, Targets
 from passes.fit import Fitted, fit
 from passes.rewrite import Rewritten
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
 from pleas_fx.compiler import Clock, Options, Prepared, decide, look, prepare
+from pleas_fx.extract import Runner
 from tests.merging import doubled, outputs, precise
 from tests.networks import NETWORKS
 
@@ -145,7 +148,7 @@ def _distance(network: fx.GraphModule, source: int) -> float:
 
 
 def test_every_node_runs_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One walk: neither the sources nor the merged network start again for a layer."""
+    """One walk: the merged network doesn't start again for a layer."""
     seen: Counter[tuple[str, str, int]] = Counter()
     evaluate = _lockstep.Network._evaluate
 
@@ -162,6 +165,60 @@ def test_every_node_runs_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = {n.name for n in network.module.graph.nodes if n.op != "output"} - unread
     merged = {key[1:] for key in seen if key[0] == "merged"}
     assert merged == {(n, k) for n in nodes for k in range(len(data().batches))}
+
+
+def test_a_merge_runs_its_sources_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics and targets come from the same run, whatever is planned in between."""
+    runs: list[Runner] = []
+    run = Runner.run
+
+    def counted(self: Runner, *args: Any) -> Any:
+        runs.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(Runner, "run", counted)
+    pf.merge(sources(), data().batches, width=1.25, progress=False)
+    assert len(runs) == 2 * len(data().batches)
+
+
+def test_what_was_sampled_before_gives_the_same_network() -> None:
+    """Seen on the way, or sampled when fitting starts: the same rows, to the bit."""
+    own, _ = fitted(1.25)
+    prepared, network = rewritten(1.25)
+    settings = Settings(1e-4, 10**6, 0, data().owners, frozenset())
+    store = _lockstep.Store()
+    targets = Targets(prepared.programs[0], settings.sampling(1.25), store)
+    look(prepared, data(), Options(Budget(width=1.25)), Clock(), targets)
+    fit(prepared.programs, network, data().batches, settings, targets=targets)
+    for key, value in own.module.state_dict().items():
+        assert torch.equal(value, network.module.state_dict()[key])
+
+
+def test_samples_are_the_beginning_of_a_larger_sample() -> None:
+    """Fewer rows are some of the more; each is a source's value at its position."""
+    prepared, _ = rewritten(1.25)
+    sampling = Sampling(1, 0, data().owners, frozenset(), 2.0)
+    targets = Targets(prepared.programs[0], sampling, _lockstep.Store())
+    look(prepared, data(), Options(Budget(width=1.25)), Clock(), targets)
+    node, values = "stages_1_norm1", {}
+    program = prepared.programs[1].module
+    Runner(program, lambda n, value: values.update({n.name: value})).run(*data().batches[2])
+    rows = values[node].movedim(1, -1).flatten(0, 2)
+    few, more = (targets.at(node, 2, n) for n in (50, 200))
+    assert set(few) < set(more)
+    for count, at in ((50, few), (200, more)):
+        assert len(at) == count
+        assert targets.rows(1, node, 2, count).equal(rows[at])
+
+
+def test_heads_may_need_all_their_rows_from_one_owners_batches() -> None:
+    """The sample of a batch is as large as the owner with the fewest batches needs."""
+    owners, unknowns = (0, 1, 1, 1), 10_000
+    known = Sampling(8, 0, owners, frozenset({"fc"}), 1.5)
+    unknown = Sampling(8, 0, (None,) * 4, frozenset({"fc"}), 1.5)
+    assert known.quota("fc", unknowns) == 8 * 1.5 * unknowns
+    assert known.quota("conv1", unknowns) == 8 * 1.5 * unknowns / 4
+    assert unknown.quota("fc", unknowns) == 8 * 1.5 * unknowns / 4
 
 
 def test_activations_beyond_the_memory_bound_change_nothing() -> None:

@@ -36,9 +36,10 @@ from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
 from pleas_fx.compiler import Clock, Options, Prepared, compile_models
 from pleas_fx.errors import PleasError
+from pleas_fx.extract import Runner
 from pleas_fx.heads import given_lanes
-from pleas_fx.ir import Lane, Matching, Plan, everyone
-from pleas_fx.unfold import output_rows
+from pleas_fx.ir import Lane, Matching, Plan, Program, everyone
+from pleas_fx.unfold import rows_at
 
 Change = Callable[[Options], Options]
 SETTINGS = (
@@ -136,35 +137,47 @@ _BATCHES, _TARGETS = Rows.batches, Rows.targets
 
 def own_batches(rows: Rows, site: Site) -> tuple[int, ...]:
     """In hidden layers too, where it is known whose images they are."""
-    own = [s for s in range(len(rows.sources)) if site.membership == 1 << s]
+    own = [s for s in range(len(rows.programs)) if site.membership == 1 << s]
     known = [k for k, owner in enumerate(rows.settings.owners) if owner in own]
     return tuple(known) or _BATCHES(rows, site)
 
 
-def mean_targets(rows: Rows, sites: Any, module: Any, batch: int, at: Any) -> list[Tensor]:
+def mean_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]:
     """Nobody owns a batch."""
     settings = rows.settings
     rows.settings = replace(settings, owners=(None,) * len(settings.owners))
     try:
-        return _TARGETS(rows, sites, module, batch, at)
+        return _TARGETS(rows, sites, batch, count)
     finally:
         rows.settings = settings
 
 
-def residual_targets(rows: Rows, sites: Any, module: Any, batch: int, at: Any) -> list[Tensor]:
+def residual_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]:
     """A branch also makes up for the error of the skip path that it is added to."""
-    found = _TARGETS(rows, sites, module, batch, at)
-    node = next(n for n in rows.programs[0].module.graph.nodes if n.name == sites[0].node)
-    skip = _added(node)
-    if skip is None or module is None:
+    found, name = _TARGETS(rows, sites, batch, count), sites[0].node
+    skip = _added(next(n for n in rows.programs[0].module.graph.nodes if n.name == name))
+    if skip is None:
         return found
-    values = [output_rows(module, s.value(skip.name, batch), at) for s in rows.sources]
+    at = torch.from_numpy(rows.kept.at(name, batch, count))
+    values = [_sampled(_made(p, skip.name, rows.merged.batches[batch]), at) for p in rows.programs]
     for k, site in enumerate(sites):
         other = _added(rows.merged.nodes[site.emitted])
         if other is not None:
-            have = output_rows(module, rows.merged.value(other.name, batch), at)
+            have = _sampled(rows.merged.value(other.name, batch), at)
             found[k] = found[k] + mean_rows(values, site.rows) - have
     return found
+
+
+def _made(program: Program, name: str, batch: tuple[Tensor, ...]) -> Tensor:
+    """A node's value in a source."""
+    found: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        Runner(program.module, lambda node, value: found.update({node.name: value})).run(*batch)
+    return found[name]
+
+
+def _sampled(value: Tensor, at: Tensor) -> Tensor:
+    return rows_at(value.movedim(1, -1), 1, at)
 
 
 def _added(node: fx.Node) -> fx.Node | None:

@@ -17,6 +17,7 @@ from tests.randomise import fan_in
 
 SPREAD = 0.3  # standard deviation of biases, and of running means in units of the true ones
 SMALL = 1e-4
+LEAST = 1e-3  # variance of a channel: a nearly constant one would be amplified
 LOUD = 30.0  # times that a difference may grow: large weights before gates make networks chaotic
 HALVINGS = 4
 
@@ -33,14 +34,18 @@ def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
         for _ in range(HALVINGS):
             if not _amplification(model, inputs) > LOUD:
                 break
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
+            for name, parameter in model.named_parameters():
+                if not name.endswith("bias"):  # gains too: norms make up for smaller matrices
                     parameter.mul_(0.5)
             _settle(model, inputs)
 
 
 def _amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """How much larger a small relative difference in the inputs is in the outputs."""
+    """How much larger a small relative difference in the inputs is in the outputs.
+
+    On inputs of the same kind: those that the norms have seen are calmer.
+    """
+    inputs = tuple(torch.randn_like(x) for x in inputs)
     near = tuple(x + SMALL * x * torch.randn_like(x) for x in inputs)
     outputs = (tree_leaves(model(*given)) for given in (inputs, near))
     pairs = [(a, b) for a, b in zip(*outputs, strict=True) if isinstance(a, Tensor)]
@@ -59,19 +64,23 @@ def _draw(module: nn.Module, name: str, parameter: Tensor) -> None:
 
 
 def _settle(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Give running statistics the values seen on ``inputs``, disturbed channel by channel."""
+    """Give running statistics the values seen on ``inputs``, disturbed channel by channel.
+
+    Norm after norm, each behind those already disturbed: else the disturbances would add up.
+    """
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_var is not None]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    model(*inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert variance is not None
-        variance.clamp_(min=1e-3)
-        mean.add_(variance.sqrt() * torch.randn_like(mean) * SPREAD)
-        variance.mul_(torch.rand_like(variance) + 0.5)
+    hooks = [norm.register_forward_pre_hook(_see) for norm in norms]
+    model.eval()(*inputs)  # again: some keep what they compute from weights until they are told
+    for hook in hooks:
+        hook.remove()
+
+
+def _see(norm: nn.Module, values: tuple[Tensor, ...]) -> None:
+    assert isinstance(norm, _NormBase)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    flat = values[0].movedim(1, -1).flatten(0, -2)
+    variance = flat.var(0, correction=0).clamp_min(LEAST)
+    shift = variance.sqrt() * torch.randn_like(variance) * SPREAD
+    norm.running_mean.copy_(flat.mean(0) + shift)
+    norm.running_var.copy_(variance * (torch.rand_like(variance) + 0.5))

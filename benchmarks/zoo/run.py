@@ -6,8 +6,10 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,9 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the process of one network may use."""
+    """What the process of one network may use; seconds of a processor, however busy it is."""
 
-    seconds: float = 300.0
+    seconds: int = 300
     memory: int = 12 << 30
 
 
@@ -53,23 +55,20 @@ def measure(name: str, analysis_only: bool, limits: Limits) -> Fields:
     """The record of one network, or as far as its process came within the limits."""
     forks = multiprocessing.get_context("fork")  # the imports, done once
     ours, theirs = forks.Pipe(duplex=False)
-    process = forks.Process(target=work, args=(name, analysis_only, limits.memory, theirs))
+    process = forks.Process(
+        target=work, args=(name, analysis_only, limits.seconds, limits.memory, theirs)
+    )
     process.start()
     theirs.close()
     record: Fields = {"name": name, "status": "running", "errors": {}, "seconds": {}}
-    ending = f"more than {limits.seconds:.0f} s"
-    end = time.monotonic() + limits.seconds
-    while ours.poll(max(end - time.monotonic(), 0.0)):
-        try:
+    with suppress(EOFError):
+        while True:
             record = ours.recv()
-        except EOFError:
-            process.join()
-            ending = f"ended with code {process.exitcode}"
-            break
-    process.kill()
     process.join()
     if record["status"] == "running":
-        record["status"] = ending
+        slow = process.exitcode == -signal.SIGXCPU
+        ended = f"more than {limits.seconds} s" if slow else f"ended with code {process.exitcode}"
+        record["status"] = ended
     return record
 
 
@@ -78,7 +77,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="networks to measure (again); none: the rest")
     parser.add_argument("--analyse", action="store_true", help="the names given: no merges")
-    parser.add_argument("--seconds", type=float, default=Limits().seconds, help="for one network")
+    parser.add_argument("--seconds", type=int, default=Limits().seconds, help="for one network")
     parser.add_argument(
         "--memory", type=int, default=Limits().memory, help="bytes, for one network"
     )
@@ -91,11 +90,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def work_list(
     records: dict[str, Fields], names: list[str], only_analyse: bool
 ) -> list[tuple[str, bool]]:
-    """Names, and whether only to analyse: every network is analysed before the first is merged."""
+    """Names, and whether only to analyse: every network is analysed before the first is merged.
+
+    Merges take longer the larger a network is: the smallest come first.
+    """
     if names:
         return [(name, only_analyse) for name in names]
     analyse = [(name, True) for name in MODELS if name not in records]
     merge = [n for n in MODELS if records.get(n, {}).get("status", "analysed") == "analysed"]
+    merge.sort(key=lambda name: records.get(name, {}).get("parameters") or 0)
     return analyse + [(name, False) for name in merge]
 
 
@@ -114,8 +117,9 @@ def main() -> None:
             break
         if not analysis_only and not asked.names and records[name]["status"] != "analysed":
             continue
-        records[name] = measure(name, analysis_only, limits)
-        print(f"{number + 1}/{len(todo)} {name}: {summary(records[name])}", flush=True)
+        record = measure(name, analysis_only, limits)
+        print(f"{number + 1}/{len(todo)} {name}: {summary(record)}", flush=True)
+        records = load(asked.folder / "coverage.json") | {name: record}  # others write there too
         store(records.values(), asked.folder)
     store(records.values(), asked.folder)
 

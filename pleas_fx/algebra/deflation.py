@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleas_fx.ir import FloatArray
+from pleas_fx.ir import FloatArray, IntArray
 
+PANEL = 256  # rows of a matrix that are updated by one product
 DEAD = 1e-9  # share of its variance below which a candidate adds nothing
 PENDING = 32  # columns taken between two updates of the matrices
 CROWDED = 0.8  # matrices are cut down when fewer of their columns are still candidates
@@ -20,18 +21,47 @@ class Start:
     """One source before anything is chosen; float64, on the CPU."""
 
     p: Tensor  # (candidates, candidates): their covariance
-    m: Tensor  # (candidates, candidates): P_x Q P_xᵀ, with P_x their covariance with the targets
+    m: Tensor  # the upper triangle of P_x Q P_xᵀ, with P_x their covariance with the targets
     total: float  # weighted variance of the targets
     accuracy: float  # relative, of the covariance
+
+
+class Workspace:
+    """Memory for a source's matrices, used by one path after the other: fresh pages cost more
+    than copying.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.p, self.m, self._half = (np.empty(size * size) for _ in range(3))
+
+    def cut(self, matrix: FloatArray, kept: IntArray, memory: FloatArray) -> FloatArray:
+        """Some rows and columns of a matrix, which may lie in the same ``memory``.
+
+        Numpy's ``take`` is several times as fast as torch's ``index_select``.
+        """
+        rows, columns = len(kept), len(matrix)
+        half = self._half[: rows * columns].reshape(rows, columns)
+        matrix.take(kept, 0, out=half, mode="clip")
+        whole = memory[: rows * rows].reshape(rows, rows)
+        return half.take(kept, 1, out=whole, mode="clip")
 
 
 def start(joint: Tensor, weighting: Tensor, accuracy: float) -> Start:
     """From the covariance (2n, 2n) of (channels, merged channels) and the weighting (n, n)."""
     n = len(weighting)
-    targets = joint[:n]
-    total = float((weighting * joint[:n, :n]).sum())
-    m = targets.T @ (weighting @ targets)
-    return Start(joint.cpu(), m.cpu(), total, accuracy)
+    targets = joint[:n].cpu()
+    read = weighting.cpu() @ targets
+    total = float(read[:, :n].diagonal().sum())
+    m = torch.zeros(joint.shape, dtype=joint.dtype)
+    _add_upper(m, targets, read, 1.0)
+    return Start(joint.cpu(), m, total, accuracy)
+
+
+def _add_upper(matrix: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
+    """Add factor leftᵀ right, known to be symmetric, where rows don't exceed columns."""
+    for start in range(0, len(matrix), PANEL):
+        rows = slice(start, start + PANEL)
+        matrix[rows, start:].addmm_(left[:, rows].T, right[:, start:], alpha=factor)
 
 
 class Residual:
@@ -39,19 +69,22 @@ class Residual:
 
     A candidate c by itself removes M_cc / P_cc of the error. Taking it, with v = P_c / √P_cc,
     a = M_c / √P_cc and β = M_cc / P_cc, gives P − v vᵀ and M − v a'ᵀ − a' vᵀ, a' = a − β v / 2:
-    both matrices only ever need their columns, so updates wait and are applied as products.
+    both matrices only ever need their columns, so updates wait and are applied as products. Only
+    the upper triangles are kept up to date.
 
-    One column is little work: it is done by numpy, whose calls cost least, on the same memory.
+    One column is little work: it is done by numpy, whose calls cost least.
     """
 
-    def __init__(self, given: Start, allowed: Tensor) -> None:
-        """``allowed``: the candidates among those of ``given``."""
+    def __init__(self, given: Start, allowed: Tensor, work: Workspace) -> None:
+        """``allowed``: the candidates among those of ``given``; ``work`` is no one else's."""
         something = given.total > 0
         self.total = given.total if something else 1.0
         self.error = 1.0 if something else 0.0
         self.score = np.zeros(len(given.p))
-        self._hold(given.p, given.m, allowed)
         self.ids = allowed.numpy()
+        self.work = work
+        self.p = work.cut(given.p.numpy(), self.ids, work.p)
+        self.m = work.cut(given.m.numpy(), self.ids, work.m)
         self.variance = given.p.diagonal()[allowed].numpy().copy()
         self.weighted = given.m.diagonal()[allowed].numpy() * (1.0 if something else 0.0)
         self.floor = max(DEAD, 8 * given.accuracy) * np.maximum(self.variance, 1e-300)
@@ -70,7 +103,7 @@ class Residual:
         if at < 0:
             return
         k = self.pending
-        v, a = self.p[at], self.m[at]
+        v, a = _row(self.p, at), _row(self.m, at)
         if k:
             vs, others = self.v[:k], self.a[:k]
             by, along = vs[:, at], others[:, at]
@@ -100,22 +133,18 @@ class Residual:
     def _flush(self) -> None:
         """Apply the pending updates, to the columns that can still be chosen."""
         alive = np.flatnonzero(self.variance > self.floor)
-        v, a = torch.from_numpy(self.v), torch.from_numpy(self.a)
+        v, a = self.v, self.a
         if len(alive) < CROWDED * len(self.ids):
             self.score[:] = 0.0
-            kept = torch.from_numpy(alive)
-            self._hold(self._p, self._m, kept)
-            v, a = v.index_select(1, kept), a.index_select(1, kept)
+            self.p = self.work.cut(self.p, alive, self.work.p)
+            self.m = self.work.cut(self.m, alive, self.work.m)
+            v, a = v.take(alive, 1), a.take(alive, 1)
             self.variance, self.weighted = self.variance[alive], self.weighted[alive]
             self.floor, self.ids = self.floor[alive], self.ids[alive]
-        self._p.addmm_(v.T, v, alpha=-1)
-        self._m.addmm_(torch.cat([v, a]).T, torch.cat([a, v]), alpha=-1)
+        one, two = torch.from_numpy(v), torch.from_numpy(np.concatenate([v, a]))
+        _add_upper(torch.from_numpy(self.p), one, one, -1.0)
+        _add_upper(torch.from_numpy(self.m), two, torch.from_numpy(np.concatenate([a, v])), -1.0)
         self._index()
-
-    def _hold(self, p: Tensor, m: Tensor, kept: Tensor) -> None:
-        """Copies of some rows and columns, for products and for single rows."""
-        self._p, self._m = (x.index_select(0, kept).index_select(1, kept) for x in (p, m))
-        self.p, self.m = self._p.numpy(), self._m.numpy()
 
     def _index(self) -> None:
         """Empty buffers for the columns there are, and where each candidate lies."""
@@ -124,3 +153,8 @@ class Residual:
         self.pending = 0
         self.place = np.full(len(self.score), -1, np.int64)
         self.place[self.ids] = np.arange(len(self.ids))
+
+
+def _row(matrix: FloatArray, at: int) -> FloatArray:
+    """A row of a symmetric matrix, from its upper triangle."""
+    return np.concatenate([matrix[:at, at], matrix[at, at:]])

@@ -88,6 +88,31 @@ class Moments:
         return base if self.shift is None else base + self.shift.double()
 
     @property
+    def variance(self) -> Tensor:
+        """(n,) float64: the diagonal of :attr:`covariance`."""
+        base = self.total / max(self.count, 1)
+        return self.square.diagonal() / max(self.count, 1) - base.square()
+
+    def covariances(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of :attr:`covariance` at broadcast indices."""
+        count = max(self.count, 1)
+        return (
+            self.square[rows, columns] / count - self.total[rows] * self.total[columns] / count**2
+        )
+
+    def add_covariance(self, matrix: Tensor, factor: float) -> None:
+        """Add ``factor`` times :attr:`covariance` to a matrix, without a matrix in between."""
+        count = max(self.count, 1)
+        matrix.add_(self.square, alpha=factor / count)
+        matrix.addr_(self.total, self.total, alpha=-factor / count**2)
+
+    def inner(self, weighting: Tensor, part: slice) -> float:
+        """The sum over (k, k) entries of a weighting times the covariances of a part."""
+        count, base = max(self.count, 1), self.total[part] / max(self.count, 1)
+        raw = torch.dot(weighting.reshape(-1), self.square[part, part].reshape(-1))
+        return float(raw / count - base @ weighting @ base)
+
+    @property
     def covariance(self) -> Tensor:
         """(n, n) float64, symmetric, divided by the number of rows."""
         base = self.total / max(self.count, 1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.deflation import Residual, Start, start
+from pleas_fx.algebra.deflation import Residual, Start, Workspace, start
 from pleas_fx.ir import FloatArray, IntArray
 
 MERGED = -1
@@ -97,7 +97,8 @@ def select_all(
 ) -> tuple[Path, ...]:
     """:func:`select` for several pairs of prices (merged, single) of one problem."""
     starts = _starts(problem)
-    return tuple(_select(_State(problem, starts, pair), limit, exclusive) for pair in prices)
+    works = [Workspace(2 * problem.size) for _ in starts]
+    return tuple(_select(_State(problem, starts, works, pair), limit, exclusive) for pair in prices)
 
 
 def _select(state: _State, limit: int, exclusive: bool) -> Path:
@@ -121,7 +122,11 @@ class _State:
     """The residuals of all sources; candidates are singles 0…n-1 and merged n…2n-1 in each."""
 
     def __init__(
-        self, problem: Problem, starts: Sequence[Start], prices: tuple[float, float]
+        self,
+        problem: Problem,
+        starts: Sequence[Start],
+        works: Sequence[Workspace],
+        prices: tuple[float, float],
     ) -> None:
         n = self.size = problem.size
         self.unit, self.units = problem.unit, problem.size // problem.unit
@@ -130,7 +135,8 @@ class _State:
         allowed = torch.where(
             ids < n, math.isfinite(self.single_price), math.isfinite(self.merged_price)
         )
-        self.residuals = [Residual(given, ids[allowed]) for given in starts]
+        pairs = zip(starts, works, strict=True)
+        self.residuals = [Residual(given, ids[allowed], work) for given, work in pairs]
         self.gains = np.stack([r.gains() for r in self.residuals])
 
     @property

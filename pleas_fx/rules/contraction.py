@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
+from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Refused, Rule, pattern
 from pleas_fx.rules.pointwise import combine
-from pleas_fx.rules.reasons import SUMMED
+from pleas_fx.rules.reasons import SLIDES, SUMMED
 
 
 def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -55,7 +55,7 @@ def _input_channels(ctx: Labeller, x: Tensor) -> Tensor | None:
         if 1 in varying and found is None:
             found = ctx.flatten(labels, [d for d in range(x.dim()) if d != 1], 1)
         else:
-            ctx.pin(labels, "a convolution slides over this axis")
+            ctx.pin(labels, SLIDES)
     return found
 
 
@@ -220,7 +220,8 @@ def _combine_free(ctx: Labeller, free: Coordinates) -> Coordinates:
         for large, inner in results.items():
             if small != large and set(small) < set(large):
                 ctx.nest(inner, outer)
-                kept.pop(small, None)
+                if not bool((inner == NONE).any()):
+                    kept.pop(small, None)
     return list(kept.values())
 
 

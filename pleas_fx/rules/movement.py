@@ -54,7 +54,7 @@ def _same_call(call: Call, labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def same(ctx: Labeller, call: Call) -> list[Coordinates]:
-    """A copy or an alias: the labels of the argument."""
+    """A copy, an alias, or one value written everywhere: the labels of the argument."""
     return [list(ctx.of(call.args[0]))]
 
 
@@ -222,7 +222,8 @@ MOVEMENT: dict[str, Rule] = {
         moved,
     ),
     **dict.fromkeys(
-        "clone contiguous alias detach lift_fresh lift_fresh_copy _to_copy to".split(), same
+        """clone contiguous alias detach lift_fresh lift_fresh_copy _to_copy to zero_""".split(),
+        same,
     ),
     "new_empty": allocated,
     **dict.fromkeys("new_zeros new_ones new_full".split(), constant),

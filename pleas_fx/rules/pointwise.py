@@ -42,13 +42,18 @@ def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _nest(ctx: Labeller, coordinates: Varying) -> Varying:
-    """A coordinate over fewer dims contains one over more; overlapping ones share blocks."""
+    """A coordinate over fewer dims contains one over more; overlapping ones share blocks.
+
+    What contains another needn't be carried on, unless the other has gaps (padding): of these the
+    block is all that is known.
+    """
     results = dict(coordinates)
     for small, outer in coordinates.items():
         for large, inner in coordinates.items():
             if small != large and set(small) < set(large):
                 ctx.nest(inner, outer)
-                results.pop(small, None)
+                if not bool((inner == NONE).any()):
+                    results.pop(small, None)
     for (one, a), (two, b) in combinations(results.items(), 2):
         shared = set(one) & set(two)
         if shared:

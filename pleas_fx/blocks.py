@@ -1,0 +1,123 @@
+"""Which classes move together as blocks, also where the blocks of one operator meet another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+from pleas_fx.ir import IntArray
+from pleas_fx.permuting import occurrences
+
+Hash = npt.NDArray[np.uint64]
+Relation = IntArray  # (2, n): children and the blocks they are in, both as classes
+NOTHING: Relation = np.zeros((2, 0), np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Blocks that meet form one unit; units are exchanged as wholes."""
+
+    of: IntArray  # the unit of each class, -1: none
+    colours: Hash  # classes of other colours are never exchanged, for the blocks they are in
+    held: IntArray  # blocks that keep their place
+
+
+def components(count: int, pairs: IntArray) -> IntArray:
+    """The component of each of ``count`` vertices, joined by the edges (2, n)."""
+    ones = np.ones(pairs.shape[1], np.int8)
+    matrix = sp.coo_matrix((ones, (pairs[0], pairs[1])), shape=(count, count))
+    return connected_components(matrix, directed=False)[1].astype(np.int64)
+
+
+def mix(value: Hash) -> Hash:
+    """A 64-bit finaliser: equal values, equal hashes; sums of hashes identify multisets."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def find_units(count: int, relations: Sequence[Relation]) -> Units:
+    """The units of all relations, each made by one operator.
+
+    A unit that holds several blocks of one operator (smaller ones inside a larger one, say) moves
+    with their order kept: what is in its first block stays there. Where all blocks of some
+    operators are one unit, like the rows and columns of a table, nothing could be exchanged: there
+    the operator with the fewest blocks keeps them in place, and the others' blocks are units.
+    """
+    colours, held = np.zeros(count, np.uint64), np.zeros(count, bool)
+    left = [relation for relation in relations if relation.size]
+    unit = _joined(count, left)
+    while cut := _to_hold(left, unit):
+        for relation in (left[k] for k in cut):
+            held[relation[1]] = True
+            _colour(colours, relation, unit)
+        left = [relation for k, relation in enumerate(left) if k not in cut]
+        unit = _joined(count, left)
+    for relation in left:
+        inside = np.isin(unit[relation[1]], _clashing(relation, unit))
+        _colour(colours, relation[:, inside], unit)
+    return Units(_exchangeable(left, unit), colours, np.flatnonzero(held))
+
+
+def _joined(count: int, relations: Sequence[Relation]) -> IntArray:
+    return components(count, np.concatenate([NOTHING, *relations], axis=1))
+
+
+def _clashing(relation: Relation, unit: IntArray) -> IntArray:
+    """Units in which two blocks of a relation hold different children."""
+    children, parents = relation
+    content = np.zeros(len(unit), np.uint64)
+    np.add.at(content, parents, mix(children.astype(np.uint64)))
+    blocks = np.unique(parents)
+    first = np.zeros(len(unit), np.uint64)
+    first[unit[blocks]] = content[blocks]
+    return np.unique(unit[blocks][content[blocks] != first[unit[blocks]]])
+
+
+def _to_hold(relations: Sequence[Relation], unit: IntArray) -> list[int]:
+    """Of every unit that clashes and has no equal: the relations on its smallest set of blocks."""
+    alone: dict[int, list[int]] = {}
+    accompanied: set[int] = set()
+    for k, (_, blocks) in enumerate(relations):
+        units = np.unique(unit[blocks]).tolist()
+        if len(units) > 1:
+            accompanied.update(units)
+        else:
+            alone.setdefault(units[0], []).append(k)
+    found: list[int] = []
+    for number, inside in alone.items():
+        clashing = [k for k in inside if _clashing(relations[k], unit).size]
+        if clashing and number not in accompanied:
+            fewest = min((np.unique(relations[k][1]) for k in clashing), key=len)
+            found += [k for k in inside if np.isin(relations[k][1], fewest).any()]
+    return found
+
+
+def _colour(colours: Hash, relation: Relation, unit: IntArray) -> None:
+    """Tell blocks of one unit apart by their order in it, and children by the blocks they are in.
+
+    Applied to one relation after the other: what is told apart already stays so.
+    """
+    children, blocks = relation
+    present = np.unique(blocks)
+    order = np.zeros(len(unit), np.uint64)
+    order[present] = mix(occurrences(unit[present]).astype(np.uint64) + np.uint64(1))
+    gathered = np.zeros(len(unit), np.uint64)
+    np.add.at(gathered, children, mix(order[blocks]))
+    gathered[present] += order[present]
+    colours[:] = mix(mix(colours) + gathered)
+
+
+def _exchangeable(relations: Sequence[Relation], unit: IntArray) -> IntArray:
+    """The unit of every class that is in a relation with several units."""
+    found = np.full(len(unit), -1, np.int64)
+    for relation in relations:
+        several = len(np.unique(unit[relation[1]])) > 1
+        for end in relation:
+            found[end] = np.where(several | (found[end] >= 0), unit[end], found[end])
+    return found
