@@ -13,7 +13,7 @@ place; the rest goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,7 +24,7 @@ from pleas_fx.module_tree import execute
 
 def concrete_trace(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of ``model`` on inputs of these sizes."""
-    tracer = _Tracer(inputs)
+    tracer = Tracer(inputs)
     with torch.no_grad():
         graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
@@ -44,6 +44,9 @@ class _Known(fx.Proxy):
             return found
         return _KnownAttribute(self, name)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.write(self, key, value)  # type: ignore[attr-defined]
+
     def __len__(self) -> int:
         return len(self.tracer.value(self))  # type: ignore[attr-defined]
 
@@ -61,7 +64,12 @@ class _KnownAttribute(_Known, Attribute):
     """``x.shape`` and its like; a node only once it is used, so that methods can be called."""
 
 
-class _Tracer(fx.Tracer):
+MADE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
+
+
+class Tracer(fx.Tracer):
+    """Executes every node when it is made, on example inputs."""
+
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.inputs: Iterator[Any] = iter([t.detach().clone() for t in inputs])
@@ -93,6 +101,18 @@ class _Tracer(fx.Tracer):
 
     def keys(self, obj: fx.Proxy) -> Any:
         return self.value(obj).keys()
+
+    def write(self, proxy: fx.Proxy, key: Any, value: Any) -> None:
+        """``proxy[key] = value`` of a constant: masks are made like that. It stays a constant."""
+        node = proxy.node
+        constant = node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
+        made = node.op == "call_method" and node.target in MADE
+        if node.users or not (constant or made) or isinstance(value, fx.Proxy):
+            raise TraceError("writes into a part of a tensor")
+        written = self.values[node].clone()
+        written[key] = value
+        proxy.node = cast(fx.Node, self.create_arg(written))
+        self.graph.erase_node(node)
 
     # -- every node is executed when it is made ----------------------------------------------
 

@@ -453,7 +453,7 @@ class Layers:
         equal = all(torch.equal(t, tensors[0]) for t in tensors[1:])
         lanes: dict[Membership, fx.Node] = {}
         for S in wanted:
-            if equal and not planned and S in walk.singles:
+            if equal and not planned and walk.everyone in lanes and S in walk.singles:
                 lanes[S] = lanes[walk.everyone]
                 continue
             lanes[S] = self._parameter_lane(node, tensors, classes, S, len(wanted))

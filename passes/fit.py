@@ -122,7 +122,9 @@ class _Walk:
             for name, node in self.merged.nodes.items()
             if layer_scale(self.rewritten.module, node) is not None
         }
-        return frozenset((layers | scaled) & self.rows.kept.places.keys())
+        settings = self.rows.settings
+        wanted = layers & settings.heads if settings.heads_only else layers | scaled
+        return frozenset(wanted & self.rows.kept.places.keys())
 
     def step(self, node: fx.Node) -> None:
         """What the merged graph has in place of a source's node.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ def groups(program: Program) -> Symmetry:
 
     Ties that come late (a convolution behind a pixel shuffle) make labels equal that earlier
     operators took for different ones: then the classes found become the labels of another round.
-    What turns out to be positions of a table (of tokens, say) has no labels then.
+    What turns out to be positions of a table (of tokens, say) has no labels then, and the shared
+    axis of a grouped convolution's computed weight has other labels in each group.
     """
     try:
         inputs = _one_example(program)
@@ -62,13 +64,14 @@ def groups(program: Program) -> Symmetry:
         labeller, facts = _propagate(program, inputs, {}, NOTHING)
     tables = {str(n.target) for n in program.module.graph.nodes if n.op == "get_attr"}
     unlabelled: frozenset[Axis] = frozenset()
+    grouped: dict[Axis, int] = {}
     for _ in range(ROUNDS):
         found = unlabelled | positions(facts, tables, HELD)
-        if found == unlabelled and not collapses(facts):
+        if found == unlabelled and not labeller.regroup and not collapses(facts):
             break
-        unlabelled = found
+        unlabelled, grouped = found, grouped | labeller.regroup
         known, colours = settled_axes(facts), signatures(facts)
-        labeller, facts = _propagate(program, inputs, known, colours, unlabelled)
+        labeller, facts = _propagate(program, inputs, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
 
 
@@ -78,10 +81,11 @@ def _propagate(
     known: Mapping[Axis, IntArray],
     colours: Hash,
     unlabelled: frozenset[Axis] = frozenset(),
+    grouped: Mapping[Axis, int] = MappingProxyType({}),
 ) -> tuple[Labeller, Facts]:
     """``known`` labels are those that have one of the ``colours``."""
     labeller = Labeller(RULES, known, len(colours))
-    labeller.unlabelled = unlabelled
+    labeller.unlabelled, labeller.grouped = unlabelled, grouped
     runner = _Runner(program.module, labeller)
     with explicit_operators(), torch.no_grad():
         runner.run_labelled(inputs)

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from passes._concrete import computes_weights, concrete_trace
+from passes._inline import inlined
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 
@@ -74,6 +75,16 @@ def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) 
         module = front_end(copy.deepcopy(model).eval())
     except Exception as error:
         raise TraceError(_first_line(error)) from error
+    try:
+        entered = inlined(module, inputs)
+        if entered is not None:
+            return _finished(entered, model, inputs)
+    except Exception:  # noqa: BLE001 (somebody's functions stay single operators)
+        pass
+    return _finished(module, model, inputs)
+
+
+def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     _drop_inplace(module)  # first: what only writes in place looks dead
     module.graph.eliminate_dead_code()
     shapes, result = _run(module, inputs)

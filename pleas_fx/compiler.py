@@ -291,8 +291,9 @@ def settle(
 
     def fitted(candidate: Candidate, images: Batches, heads_only: bool) -> object:
         with clock.time("judge"):
-            matching = observed.matching
-            return _fit(prepared, candidate, matching, images, options, heads_only=heads_only)
+            return _fit(
+                prepared, candidate, observed.matching, images, options, heads_only=heads_only
+            )
 
     return choose(prepared.programs, data, everyone, alone, fitted)
 
@@ -362,7 +363,6 @@ def _fit(
     data: Batches | None,
     options: Options,
     targets: Targets | None = None,
-    *,
     heads_only: bool = False,
 ) -> tuple[tuple[LayerFit, ...], int]:
     rewritten = candidate.planned[1]

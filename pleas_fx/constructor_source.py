@@ -14,6 +14,7 @@ from pleas_fx.graph_json import Entry, Stored
 Kind = Literal["list", "dict", "plain"]
 
 INDENT = "    "
+WIDTH = 100
 BRACKETS: dict[Kind, tuple[str, str]] = {
     "list": ("nn.ModuleList([", "])"),
     "dict": ("nn.ModuleDict({", "})"),
@@ -96,21 +97,35 @@ class Parts:
             ]
             made[-1] += "" if plain else ")"
             lines += [INDENT + row for row in made]
-        lines += [INDENT + self._tensor(entry) for entry in self.bare]
+        lines += [INDENT + row for entry in self.bare for row in self._tensor(entry)]
         return "".join(f"{INDENT}{line}\n" for line in lines)
 
-    def _tensor(self, entry: Entry) -> str:
+    def _tensor(self, entry: Entry) -> list[str]:
         path, _, leaf = entry.name.rpartition(".")
         owner, tensor = self.access(path), self.stored.tensors[entry.stored]
         shape = ", ".join(map(str, tensor.shape)) if tensor.dim() else "()"
         dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
         empty = f"torch.empty({shape}{dtype})"
         if entry.kind != "parameter":
-            return f"{owner}.register_buffer({quoted(leaf)}, {empty})"
+            return _call(f"{owner}.register_buffer", f"{quoted(leaf)}, {empty}")
         value = f"nn.Parameter({empty}{'' if entry.trainable else ', requires_grad=False'})"
         if leaf.isidentifier() and not iskeyword(leaf):
-            return f"{owner}.{leaf} = {value}"
-        return f"{owner}.register_parameter({quoted(leaf)}, {value})"
+            return [f"{owner}.{leaf} = {value}"]
+        return _call(f"{owner}.register_parameter", f"{quoted(leaf)}, {value}")
+
+
+def _call(function: str, arguments: str) -> list[str]:
+    """One line, or three where that is too long."""
+    line = f"{function}({arguments})"
+    return (
+        [line]
+        if len(line) + 2 * len(INDENT) <= WIDTH
+        else [
+            f"{function}(",
+            INDENT + arguments,
+            ")",
+        ]
+    )
 
 
 def _added(name: str) -> str:

@@ -24,6 +24,7 @@ from pleas_fx.ir import Axis, IntArray
 NONE = -1  # "the same constant everywhere": padding; tied to nothing
 
 LARGE = 1 << 31  # more than there are labels
+MANY = 1 << 14
 
 Coordinates = list[Tensor]
 
@@ -101,6 +102,16 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from (v for v in value if isinstance(v, Tensor))
 
 
+def _runs(labels: Tensor) -> Tensor:
+    """One of every run of equal rows, where all runs are equally long: as in grouped weights."""
+    if labels.numel() < MANY:
+        return labels
+    rows = labels.reshape(-1, labels.shape[-1])
+    starts = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
+    ends = torch.cat([torch.zeros(1, dtype=torch.long), starts, torch.tensor([len(rows)])])
+    return rows[ends[:-1]] if len(ends.diff().unique()) == 1 else labels
+
+
 def _distinct(a: Tensor, b: Tensor) -> Tensor:
     """(2, n): every pair once, sorted; as single numbers, which sort faster."""
     codes = (a * LARGE + b).unique()
@@ -121,6 +132,8 @@ class Labeller(TorchDispatchMode):
         self.rules = rules
         self.known = known or {}
         self.unlabelled: frozenset[Axis] = frozenset()
+        self.grouped: Mapping[Axis, int] = {}  # axes with other labels in each group of rows
+        self.regroup: dict[Axis, int] = {}  # axes that should have been: what was found out
         self.node = ""
         self.count = count
         self.axes: dict[Axis, Tensor] = {}
@@ -147,12 +160,20 @@ class Labeller(TorchDispatchMode):
         names = self._names.setdefault(id(tensor), [])
         names.append(key)
         if len(names) > 1:  # tied parameters: the same labels under every name
-            own = [(a, labels) for a, labels in self.axes.items() if a.key == names[0]]
-            self.axes.update((Axis(key, axis.dim), labels) for axis, labels in own)
+            for found in (self.axes, self.local):
+                own = [(a, labels) for a, labels in found.items() if a.key == names[0]]
+                found.update((Axis(key, axis.dim), labels) for axis, labels in own)
             return
         coordinates = []
         for dim, size in enumerate(tensor.shape):
             if size == 1 or Axis(key, dim) in self.unlabelled:
+                continue
+            if Axis(key, dim) in self.grouped:
+                groups, rows = self.grouped[Axis(key, dim)], tensor.shape[0]
+                local = self.fresh(groups * size).view(groups, size)
+                self.local[Axis(key, dim)] = local.repeat_interleave(rows // groups, 0)
+                shape = [rows, size] + [1] * (tensor.dim() - 2)
+                coordinates.append(self.local[Axis(key, dim)].view(shape).expand(tensor.shape))
                 continue
             known = self.known.get(Axis(key, dim))
             labels = self.fresh(size) if known is None else torch.from_numpy(known)
@@ -199,12 +220,16 @@ class Labeller(TorchDispatchMode):
         if bool(differ.any()):
             self.ties.append(_distinct(a[differ], b[differ]))
 
-    def nest(self, children: Tensor, parents: Tensor) -> None:
-        """Whole ``parents`` may be exchanged, each together with its ``children``."""
+    def nest(self, children: Tensor, parents: Tensor) -> bool:
+        """Whole ``parents`` may be exchanged, each together with its ``children``.
+
+        Whether the children tell where their parents are: none has two of them, or lacks.
+        """
         children, parents = torch.broadcast_tensors(compact(children), compact(parents))
         both = (children != NONE) & (parents != NONE)
         pairs = _distinct(children[both], parents[both])
         self.nests.append((pairs[0], pairs[1]))
+        return bool(both.all()) and len(pairs[0].unique()) == pairs.shape[1]
 
     def pin(self, labels: Tensor, reason: str, *, kernel: bool = False) -> None:
         """These labels may not move."""
@@ -225,9 +250,15 @@ class Labeller(TorchDispatchMode):
             self.local[Axis(key, dim)] = labels
         return True
 
+    def share(self, labels: Tensor, groups: int) -> None:
+        """Note that the axes with these labels are shared by groups of rows of a weight."""
+        for axis, own in self.axes.items():
+            if axis.dim == 1 and own.shape == labels.shape and bool((own == labels).all()):
+                self.regroup[axis] = groups
+
     def visit(self, labels: Tensor, where: str) -> None:
         """Note that labels went through a place."""
-        self.sites.append(Site(compact(labels).reshape(-1), where))
+        self.sites.append(Site(_runs(compact(labels)).reshape(-1), where))
 
     def flatten(self, labels: Tensor, dims: Sequence[int], keep: int) -> Tensor:
         """One label a position of ``keep``: labels that differ over ``dims`` are tied."""

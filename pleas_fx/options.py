@@ -11,6 +11,7 @@ from pleas_fx.algebra.selection import Path
 from pleas_fx.costs import CostModel
 from pleas_fx.ir import FloatArray, GroupId
 
+ROUNDING = 1e-9  # relative, of a sum of costs
 STEPS = 48  # points taken from one selection path
 
 
@@ -77,6 +78,7 @@ class _Solver:
         return float(sum(e[c] for e, c in zip(self.errors, choice, strict=True)))
 
     def solve(self, budget: float) -> tuple[list[int], float]:
+        budget *= 1 + ROUNDING
         apart = self._apart()
         if apart is not None and self.model.total(self.x(apart)) <= budget:
             return apart, self.model.total(self.x(apart))

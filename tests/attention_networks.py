@@ -58,14 +58,16 @@ class WindowNet(nn.Module):
 
 @fx.wrap
 def attention(x: Tensor, qkv: Tensor, project: Tensor, table: Tensor) -> Tensor:
-    """Two heads of three channels, as one function of its weights that tracing doesn't enter."""
+    """Two heads of three channels, as one function of its weights that tracing can't enter."""
+    if not isinstance(qkv, Tensor):  # a stand-in that records what is done with it
+        raise TypeError("expected a tensor")
     q, k, v = F.linear(x, qkv).unflatten(2, (3, 2, 3)).permute(2, 0, 3, 1, 4).unbind(0)
     scores = (q @ k.transpose(2, 3) + table).softmax(-1)
     return F.linear((scores @ v).transpose(1, 2).flatten(2), project)
 
 
 class WrappedNet(nn.Module):
-    """Attention whose weights are arguments of a wrapped function (torchvision's Swin)."""
+    """Attention whose weights are arguments of a wrapped function (torchvision's Swin V2)."""
 
     def __init__(self) -> None:
         super().__init__()

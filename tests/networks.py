@@ -23,6 +23,7 @@ from torchvision.models import (
     ResNet,
     ShuffleNetV2,
     SqueezeNet,
+    SwinTransformer,
 )
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
@@ -166,6 +167,11 @@ def _squeezenet() -> nn.Module:
     return thinned(partial(SqueezeNet, "1_1", CLASSES), 8)
 
 
+def _swin() -> nn.Module:
+    """Windows of 2x2, shifted in every second layer; its attention is a function of its weights."""
+    return SwinTransformer([4, 4], 12, [2, 2], [2, 3], [2, 2], num_classes=CLASSES)
+
+
 def _group_norm(groups: int) -> small.Norm:
     return partial(nn.GroupNorm, groups)
 
@@ -202,6 +208,7 @@ _ALL = (
     _network("convnext", _convnext, (2, 3, 32, 32)),
     _network("googlenet", _googlenet, (2, 3, 64, 64)),
     _network("squeezenet", _squeezenet, (2, 3, 48, 48)),
+    _network("swin", _swin, (2, 3, 32, 32)),
     # residual streams and norms
     _network("narrow_resnet", small.NarrowResNet, _SMALL),
     _network("se_resnet", partial(small.NarrowResNet, gate=True), _SMALL),

@@ -209,6 +209,16 @@ CONTRACTION = [
         w=lambda: nn.Parameter(torch.randn(7, 5, 3, 3)),
         g=lambda: nn.Parameter(torch.rand(7, 1, 1, 1) + 0.5),
     ), "7 5"),
+    Case("standardised-grouped", net(
+        lambda s, x: s.b(F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True), groups=3)),
+        a=plain(2, 6), b=plain(15, 3), w=lambda: nn.Parameter(torch.randn(15, 2, 3, 3)),
+    ), "3x5 3x2"),
+    Case("normalised-grouped", net(
+        lambda s, x: s.b(F.conv2d(s.a(x), F.batch_norm(
+            s.w.reshape(1, 15, -1), None, None, s.g, training=True).view(15, 2, 3, 3), groups=3)),
+        a=plain(2, 6), b=plain(15, 3), w=lambda: nn.Parameter(torch.randn(15, 2, 3, 3)),
+        g=lambda: nn.Parameter(torch.rand(15) + 0.5),
+    ), "3x5 3x2"),
     Case("standardised-weight", net(
         lambda s, x: F.conv2d(s.a(x), s.w - s.w.mean((1, 2, 3), keepdim=True)),
         a=plain(2, 5), w=lambda: nn.Parameter(torch.randn(3, 5, 3, 3)),

@@ -457,23 +457,3 @@ def test_case_names_are_unique() -> None:
     """Every case has a test id of its own."""
     labels = [case.name for case in CASES]
     assert len(set(labels)) == len(labels)
-
-
-class StandardisedGroups(nn.Module):
-    """A grouped convolution whose weight is computed from a parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(2, 6, 1), nn.Conv2d(9, 3, 1)
-        self.w = nn.Parameter(torch.randn(9, 2, 3, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.w - self.w.mean((1, 2, 3), keepdim=True)
-        return self.b(nn.functional.conv2d(self.a(x), weight, groups=3).relu())
-
-
-def test_the_shared_axis_of_a_computed_grouped_weight_stays() -> None:
-    """Its index means another channel in every group, so it may not move by itself."""
-    symmetry = permutation_groups(seeded(StandardisedGroups, 0).double(), example())
-    assert not symmetry.certificate.culprits
-    assert Axis("w", 1) in {f.axis for f in symmetry.frozen}

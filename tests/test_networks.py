@@ -82,7 +82,7 @@ def test_traces_to_one_graph_for_all_seeds(network: Network) -> None:
 def test_no_channel_looks_like_another(network: Network) -> None:
     """No two indices of any axis hold the same values: exchanging them would go unnoticed."""
     for name, value in network.make(0).state_dict().items():
-        for axis in range(value.dim()):
+        for axis in range(value.dim() if value.is_floating_point() else 0):  # no index tables
             assert value.unique(dim=axis).shape == value.shape, (name, axis)
 
 

@@ -38,7 +38,7 @@ from pleas_fx.compiler import Clock, Options, Prepared, compile_models
 from pleas_fx.errors import PleasError
 from pleas_fx.extract import Runner
 from pleas_fx.heads import given_lanes
-from pleas_fx.ir import Lane, Matching, Plan, Program, everyone
+from pleas_fx.ir import Lane, Matching, Plan, everyone
 from pleas_fx.unfold import rows_at
 
 Change = Callable[[Options], Options]
@@ -154,30 +154,34 @@ def mean_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]
 
 def residual_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]:
     """A branch also makes up for the error of the skip path that it is added to."""
-    found, name = _TARGETS(rows, sites, batch, count), sites[0].node
+    found = _TARGETS(rows, sites, batch, count)
+    name = sites[0].node
     skip = _added(next(n for n in rows.programs[0].module.graph.nodes if n.name == name))
     if skip is None:
         return found
-    at = torch.from_numpy(rows.kept.at(name, batch, count))
-    values = [_sampled(_made(p, skip.name, rows.merged.batches[batch]), at) for p in rows.programs]
+    at, channel = rows.kept.at(name, batch, count), rows.kept.places[name].channel
+
+    def sampled(value: Tensor) -> Tensor:
+        return rows_at(value.movedim(channel, -1), 1, torch.from_numpy(at))
+
+    values = [sampled(_made(rows, s, skip.name, batch)) for s in range(len(rows.programs))]
     for k, site in enumerate(sites):
         other = _added(rows.merged.nodes[site.emitted])
         if other is not None:
-            have = _sampled(rows.merged.value(other.name, batch), at)
+            have = sampled(rows.merged.value(other.name, batch))
             found[k] = found[k] + mean_rows(values, site.rows) - have
     return found
 
 
-def _made(program: Program, name: str, batch: tuple[Tensor, ...]) -> Tensor:
-    """A node's value in a source."""
-    found: dict[str, Tensor] = {}
+def _made(rows: Rows, source: int, name: str, batch: int) -> Tensor:
+    """A value of a source: the whole of it, so the source runs again."""
+    values: dict[str, Any] = {}
+    module = rows.programs[source].module
+    run = Runner(module, lambda node, value: values.update({node.name: value}))
     with torch.inference_mode():
-        Runner(program.module, lambda node, value: found.update({node.name: value})).run(*batch)
-    return found[name]
-
-
-def _sampled(value: Tensor, at: Tensor) -> Tensor:
-    return rows_at(value.movedim(1, -1), 1, at)
+        run.run(*rows.merged.batches[batch])
+    found: Tensor = values[name]
+    return found
 
 
 def _added(node: fx.Node) -> fx.Node | None:

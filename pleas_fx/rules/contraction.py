@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Refused, Rule, pattern
+from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
 from pleas_fx.rules.pointwise import combine
 from pleas_fx.rules.reasons import SLIDES, SUMMED
 
@@ -61,7 +61,7 @@ def _input_channels(ctx: Labeller, x: Tensor) -> Tensor | None:
 
 def _axis(ctx: Labeller, weight: Tensor, dim: int) -> Tensor | None:
     """The labels of one of the two channel axes of a weight."""
-    for labels in ctx.of(weight):
+    for labels in sorted(ctx.of(weight), key=lambda c: len(pattern(c))):
         if dim in pattern(labels):
             return ctx.flatten(labels, [d for d in range(weight.dim()) if d != dim], dim)
     return None
@@ -98,8 +98,13 @@ def _depthwise(ctx: Labeller, weight: Tensor, channels: Tensor | None) -> Tensor
 def _grouped(
     ctx: Labeller, weight: Tensor, channels: Tensor | None, groups: int, transposed: bool
 ) -> Tensor | None:
-    """Blocks of input and output channels; the shared weight axis is relabelled per block."""
+    """Blocks of input and output channels; the shared weight axis is relabelled per block.
+
+    A computed weight has such labels only if the parameter it comes from got them: if it didn't,
+    that is noted for another round.
+    """
     inside = weight.shape[1]
+    found = next((c for c in ctx.of(weight) if pattern(c) == (0, 1)), None)
     own = _axis(ctx, weight, 0)
     if channels is None or own is None:
         for labels in (channels, own, _axis(ctx, weight, 1)):
@@ -117,7 +122,12 @@ def _grouped(
     ctx.nest(channels.view(groups, -1), blocks)
     ctx.nest(outer.view(groups, -1), blocks)
     rows = local.repeat_interleave(weight.shape[0] // groups, 0)
-    if inside > 1 and not ctx.localise(weight, 1, rows):
+    if found is not None and not transposed:
+        ctx.tie(found.flatten(2)[..., 0], rows)
+    elif inside > 1 and not ctx.localise(weight, 1, rows):
+        shared = _axis(ctx, weight, 1)
+        if shared is not None and not transposed:
+            ctx.share(shared, groups)
         for labels in (channels, outer, *ctx.of(weight)):
             ctx.pin(labels, "the weight of a grouped convolution is computed or shared")
     return outer
@@ -218,10 +228,8 @@ def _combine_free(ctx: Labeller, free: Coordinates) -> Coordinates:
     kept = dict(results)
     for small, outer in results.items():
         for large, inner in results.items():
-            if small != large and set(small) < set(large):
-                ctx.nest(inner, outer)
-                if not bool((inner == NONE).any()):
-                    kept.pop(small, None)
+            if set(small) < set(large) and ctx.nest(inner, outer):
+                kept.pop(small, None)
     return list(kept.values())
 
 

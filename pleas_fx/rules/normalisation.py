@@ -31,7 +31,7 @@ def group_norm(ctx: Labeller, call: Call) -> list[Coordinates]:
 def _per_channel(ctx: Labeller, call: Call, parameters: list[Tensor]) -> list[Coordinates]:
     x, out = call.args[0], call.outs[0]
     shape = [1, -1] + [1] * (x.dim() - 2)
-    channels = [c for c in ctx.of(x) if 1 in pattern(c)]
+    channels = sorted((c for c in ctx.of(x) if 1 in pattern(c)), key=lambda c: len(pattern(c)))
     for parameter in parameters:
         for labels in ctx.of(parameter):
             if channels:

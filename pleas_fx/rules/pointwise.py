@@ -44,19 +44,17 @@ def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
 def _nest(ctx: Labeller, coordinates: Varying) -> Varying:
     """A coordinate over fewer dims contains one over more; overlapping ones share blocks.
 
-    What contains another needn't be carried on, unless the other has gaps (padding): of these the
-    block is all that is known.
+    What contains another needn't be carried on where the other tells where it is: padding doesn't,
+    nor do channels that are in several rows of a weight.
     """
     results = dict(coordinates)
     for small, outer in coordinates.items():
         for large, inner in coordinates.items():
-            if small != large and set(small) < set(large):
-                ctx.nest(inner, outer)
-                if not bool((inner == NONE).any()):
-                    results.pop(small, None)
+            if set(small) < set(large) and ctx.nest(inner, outer):
+                results.pop(small, None)
     for (one, a), (two, b) in combinations(results.items(), 2):
         shared = set(one) & set(two)
-        if shared:
+        if shared and not (set(one) <= shared or set(two) <= shared):
             shape = [n if d in shared else 1 for d, n in enumerate(a.shape)]
             blocks = ctx.fresh(prod(shape)).view(shape)
             ctx.nest(a, blocks)
