@@ -5,9 +5,9 @@ than all of them thinned further; and where sources know each other's data, thei
 better target than the owner. No predicted error tells (docs/accuracy-findings.md), so every
 candidate is fitted on half the images and judged on the other half, both ways round.
 
-Owners judge the target. Where they believe the answers fitted to the mean more, the mean is also
-the judge of who takes part; else the owners are, and no source on its own images, where it is right
-by definition.
+Owners judge the target. Unless they believe the answers fitted to themselves clearly more, the mean
+is the target, and the judge of who takes part; else the owners are, and no source on its own
+images, where it is right by definition.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Candidate:
 
 
 FitOn = Callable[[Candidate, Batches, bool], object]  # in place; whether only the outputs' layers
+CLEARLY = 0.01  # of probability
 ENOUGH = 1024  # images of a half; of more, some are left out
 
 
@@ -103,7 +104,7 @@ def choose(
     if not halves:
         return everyone
     together = _together(everyone, data, halves, fit)
-    best = max(together, key=Judges(halves).score)
+    best = _target(together, Judges(halves))
     judges = Judges(halves, mean=not best.candidate.owned)
     leads = list(_alone(best, judges, decide, fit))
     if len(together) + len(leads) == 1:
@@ -127,6 +128,13 @@ def _together(
             fit(replace(trial, owned=candidate.owned), half.fitted, candidate is mean)
             own.append(_answers(trial, half))
     return [Tried(c, tuple(own)) for c, own in zip(targets, answered, strict=True)]
+
+
+def _target(together: Sequence[Tried], owners: Judges) -> Tried:
+    """Fitted to the owners where these say that it is clearly better."""
+    owned, *others = together
+    mean = others[0] if others else owned
+    return owned if owners.score(owned) > owners.score(mean) + CLEARLY else mean
 
 
 def _alone(best: Tried, judges: Judges, decide: Decide, fit: FitOn) -> Iterator[Lead]:

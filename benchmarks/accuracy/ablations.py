@@ -195,7 +195,7 @@ def _added(node: fx.Node) -> fx.Node | None:
 
 _ALL = (
     Variation("default", "all sources take part"),
-    _option("contest", "or one source alone (the default)", contest=True),
+    _option("contest", "candidates judged (the default)", contest=True),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
