@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from pleas_fx.blocks import Hash, Units, components, find_units, mix
 from pleas_fx.ir import Axis, Blocks, Frozen, Group, GroupId, IntArray, Layout
 from pleas_fx.permuting import occurrences
+
+PORTION = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +110,28 @@ def signatures(facts: Facts) -> Hash:
     np.add.at(signature, classes, mix(facts.colours) * (facts.colours > 0))
     places = [labels.reshape(-1) for labels in facts.axes.values()]
     places += [labels for labels, _ in facts.sites]
-    labels, salt = _labelled(places, 1)
-    here = labels >= 0
-    labels, salt = labels[here], salt[here]
-    own = classes[labels]
-    which = _unsigned(occurrences(salt * facts.count + own))
-    _stamp(signature, own, salt, mix(which) + rank[labels])
+    for first, some in _portions(places):
+        labels, salt = _labelled(some, first + 1)
+        here = labels >= 0
+        labels, salt = labels[here], salt[here]
+        own = classes[labels]
+        which = _unsigned(occurrences(salt * facts.count + own))
+        _stamp(signature, own, salt, mix(which) + rank[labels])
     children, salt = _labelled([c for c, _ in facts.nests], len(places) + 1)
     parents, _ = _labelled([p for _, p in facts.nests], 0)
     _stamp(signature, classes[children], salt, rank[parents])
     return signature
+
+
+def _portions(places: Sequence[IntArray]) -> Iterator[tuple[int, Sequence[IntArray]]]:
+    """Places as many at a time as memory holds easily, with the number of the first."""
+    first = size = 0
+    for number, place in enumerate(places):
+        if size and size + len(place) > PORTION:
+            yield first, places[first:number]
+            first, size = number, 0
+        size += len(place)
+    yield first, places[first:]
 
 
 def _labelled(places: Sequence[IntArray], first: int) -> tuple[IntArray, IntArray]:
