@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
 from passes._concrete import Tracer
+from pleas_fx.extract import Runner
 
 
 def inlined(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule | None:
@@ -23,10 +24,10 @@ def inlined(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule 
     if not any(map(_foreign, module.graph.nodes)):
         return None
     module = copy.deepcopy(module)
-    values = _Values(module)
-    values.run(*(t.detach().clone() for t in inputs))
+    values: dict[fx.Node, Any] = {}
+    Runner(module, values.__setitem__).run(*(t.detach().clone() for t in inputs))
     for node in filter(_foreign, list(module.graph.nodes)):
-        _inline(module, node, values.seen)
+        _inline(module, node, values)
     module.graph.eliminate_dead_code()
     return fx.GraphModule(module, module.graph, type(module).__name__)
 
@@ -37,18 +38,6 @@ def _foreign(node: fx.Node) -> bool:
 
 
 OURS = frozenset({"torch", "math", "operator"})  # what an artefact may call
-
-
-class _Values(fx.Interpreter):
-    """Runs a graph and keeps every value."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seen: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.seen[n] = super().run_node(n)
-        return self.seen[n]
 
 
 def _inline(module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> None:

@@ -218,6 +218,28 @@ def test_concordance_of_constants_says_whether_they_are_equal() -> None:
     assert found.tolist() == [[1.0, 0.0]]
 
 
+def test_what_is_read_off_without_a_matrix_is_in_the_covariance() -> None:
+    """Diagonal, single entries, a sum into another matrix, and the product with a weighting."""
+    moments = streamed(sample(), 3)
+    covariance = moments.covariance
+    scale = float(covariance.abs().max())
+    rows, columns = torch.tensor([[0], [4]]), torch.tensor([1, 6, 4])
+    weighting = torch.arange(9, dtype=torch.float64).view(3, 3)
+    other = torch.ones(SIZE, SIZE, dtype=torch.float64)
+    moments.add_covariance(other, -2.0)
+    pairs = [
+        (moments.variance, covariance.diagonal()),
+        (moments.covariances(rows, columns), covariance[rows, columns]),
+        (other, 1 - 2 * covariance),
+        (
+            torch.tensor(moments.inner(weighting, slice(2, 5)), dtype=torch.float64),
+            (weighting * covariance[2:5, 2:5]).sum(),
+        ),
+    ]
+    for found, expected in pairs:
+        assert float((found - expected).abs().max()) < 100 * TIGHT * scale
+
+
 def test_wide_squares_are_those_of_one_product() -> None:
     """Panels and mirrored blocks give the whole product; also in a batch."""
     rows = torch.randn(2, 9, 1100, dtype=torch.float64)

@@ -98,4 +98,4 @@ def test_views_become_reshapes_but_casts_stay() -> None:
 
     program = lower(trace(Viewed(), BATCHES[0]))
     called = [n.target for n in program.module.graph.nodes if n.op == "call_method"]
-    assert called == ["view", "view", "size", "reshape"] or called == ["view", "view", "reshape"]
+    assert [name for name in called if name != "size"] == ["view", "view", "reshape"]

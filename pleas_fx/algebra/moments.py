@@ -174,6 +174,6 @@ def _block(moments: Moments, rows: slice, columns: slice) -> tuple[Tensor, Tenso
     """Covariances of a block; variances and means of everything."""
     n = max(moments.count, 1)
     base = moments.total / n
-    variance = (moments.square.diagonal() / n - base.square()).clamp_min(0)
+    variance = moments.variance.clamp_min(0)
     covariance = moments.square[rows, columns] / n - torch.outer(base[rows], base[columns])
     return covariance, variance, moments.mean
