@@ -12,17 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from passes._problems import problem
 from passes.match import families
-from passes.observe import Point, Statistics, planned_groups
-from pleas_fx.algebra.moments import Moments, at_least_float32, square
+from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.selection import MERGED, Path, Problem, select, select_all
 from pleas_fx.costs import CostModel
-from pleas_fx.extract import extractor
 from pleas_fx.ir import (
-    Axis,
     FloatArray,
     Group,
     GroupId,
@@ -40,13 +36,13 @@ from pleas_fx.ir import (
 )
 from pleas_fx.lanes import lane_of, whole_lane, without_others
 from pleas_fx.options import ALL_MERGED, APART, STEPS, Decision, Option, allocate
-from pleas_fx.rules.modules import contraction, is_depthwise
 
 PRICES = ((1.0, 1.0), (1.5, 1.0), (math.inf, 1.0), (1.0, math.inf))
 SINGLES_ONLY = ((math.inf, 1.0),)
 MERGED_ONLY = ((1.0, math.inf),)
 ALL_APART: tuple[tuple[float, float], ...] = ()  # nothing to choose: every channel is kept
-SHRINKAGE = 0.1  # times unknowns / (unknowns + rows)
+WIDE = 512  # channels beyond which one price of mixing is tried, in float32
+MIXABLE = 1024  # channels beyond which a group is all pairs or all singles
 SMALLEST = 2  # channels of a lane: a single channel carries no labels
 
 
@@ -231,9 +227,6 @@ def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tupl
     return tuple(lanes)
 
 
-# -- options -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """Makes the selection problems: what the consumers of groups read."""
@@ -256,7 +249,8 @@ class _Reader:
         return np.array([1.0] + [0.0] * len(self.programs))
 
     def problem(self, family: Sequence[Group]) -> Problem:
-        return _problem(self.programs, self.symmetries, self.statistics, self.matching, family)
+        found = problem(self.programs, self.symmetries, self.statistics, self.matching, family)
+        return found.in_float32() if found.size > WIDE else found
 
     def paths(
         self, family: Sequence[Group], prices: Sequence[tuple[float, float]], limit: int
@@ -276,6 +270,7 @@ def _free(
     widest: float,
 ) -> Decision:
     """Any selection of channels (of blocks, in a block family)."""
+    prices = _affordable(prices, max(g.size for g in family))
     sources, ids = len(read.programs), tuple(g.id for g in family)
     units = family[0].blocks.count if family[0].blocks else family[0].size
     if not prices:
@@ -293,6 +288,16 @@ def _free(
     if any(math.isfinite(m) and not math.isfinite(s) for m, s in prices):
         options.append(Option(read.merged, _merged_error(paths, prices), ALL_MERGED, 0))
     return Decision(ids, tuple(options), paths, units)
+
+
+def _affordable(prices: Sequence[tuple[float, float]], size: int) -> Sequence[tuple[float, float]]:
+    """Fewer prices of mixing for wide groups: a path of both kinds costs four of one kind."""
+    if size <= WIDE:
+        return prices
+    pure = [pair for pair in prices if not all(map(math.isfinite, pair))]
+    mixing = [pair for pair in prices if pair not in pure]
+    kept = mixing[-1:] if size <= MIXABLE else []
+    return (*kept, *pure) or prices
 
 
 def _merged_error(paths: Sequence[Path], prices: Sequence[tuple[float, float]]) -> float:
@@ -355,145 +360,3 @@ def _given(
     share = {lane.membership: len(lane) / size for lane in lanes}
     option = Option(np.array([share.get(S, 0.0) for S in memberships]), 0.0, APART, 0)
     return Decision((group,), (option,))
-
-
-# -- what a group's consumers read ---------------------------------------------------------------
-
-
-def _problem(
-    programs: Sequence[Program],
-    symmetries: Sequence[Symmetry],
-    statistics: Statistics | None,
-    matching: Matching,
-    family: Sequence[Group],
-) -> Problem:
-    """The selection problem of a family: covariances in matched order, unit by unit."""
-    sources = len(programs)
-    blocks = family[0].blocks
-    count = blocks.count if blocks else family[0].size
-    parts = [
-        _group_problem(programs, symmetries, statistics, group, matching.partner[group.id])
-        for group in family
-    ]
-    if blocks is None:
-        return Problem(parts[0][0], parts[0][1])
-    return _joined(parts, count, sources)
-
-
-def _joined(parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: int) -> Problem:
-    """Several groups of a block family side by side, each unit's channels in a row."""
-    sizes = [len(w[0]) for _, w in parts]
-    total = sum(sizes)
-    covariance = torch.zeros(sources * total, sources * total, dtype=parts[0][0].dtype)
-    weighting = [torch.zeros(total, total, dtype=parts[0][0].dtype) for _ in range(sources)]
-    place, at = [], 0
-    per_unit = total // count
-    for n in sizes:
-        inner = n // count
-        unit = torch.arange(n) // inner
-        place.append(unit * per_unit + at + torch.arange(n) % inner)
-        at += inner
-    for (c, q), where in zip(parts, place, strict=True):
-        n = len(where)
-        for s in range(sources):
-            weighting[s][where[:, None], where] = q[s]
-            for t in range(sources):
-                rows, columns = where + s * total, where + t * total
-                covariance[rows[:, None], columns] = c[s * n : (s + 1) * n, t * n : (t + 1) * n]
-    return Problem(covariance, weighting, per_unit)
-
-
-def _group_problem(
-    programs: Sequence[Program],
-    symmetries: Sequence[Symmetry],
-    statistics: Statistics | None,
-    group: Group,
-    partner: IntArray,
-) -> tuple[Tensor, list[Tensor]]:
-    sources, n = partner.shape
-    points = _points(statistics, group) if statistics is not None else ()
-    if not points:
-        identity = torch.eye(n, dtype=torch.float64)
-        return _guess(sources, n), [identity] * sources
-    places = torch.from_numpy(partner + n * np.arange(sources)[:, None])  # in the moments
-    covariance = torch.zeros(sources * n, sources * n, dtype=torch.float64)
-    matched = torch.zeros(sources, sources, n, dtype=torch.float64)
-    weighting = [torch.zeros(n, n, dtype=torch.float64) for _ in range(sources)]
-    for point in points:
-        variance = point.moments.variance
-        share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(point.moments)
-        point.moments.add_covariance(covariance, kept / share)
-        matched += point.moments.covariances(places[:, None], places) / share
-        for s in range(sources):
-            q = _read_weight(programs[s], symmetries[s], group, point.node)
-            own = slice(s * n, (s + 1) * n)
-            error = kept * point.moments.inner(q, own)
-            error += (1 - kept) * float(q.diagonal() @ variance[own])
-            weighting[s].add_(q, alpha=share / max(error, 1e-300))
-    order = places.reshape(-1)
-    covariance = covariance[order[:, None], order]
-    covariance.view(sources, n, sources, n).diagonal(dim1=1, dim2=3).copy_(matched)
-    own_order = [torch.from_numpy(partner[s]) for s in range(sources)]
-    return covariance, [q[o[:, None], o] for q, o in zip(weighting, own_order, strict=True)]
-
-
-def _shrinkage(moments: Moments) -> float:
-    """How far covariances of channels that aren't matched are drawn to zero.
-
-    From few rows other channels seem to say more about a channel than they do.
-    """
-    size = len(moments.total)
-    return SHRINKAGE * size / (size + moments.count)
-
-
-def _guess(sources: int, n: int) -> Tensor:
-    """Without data: matched channels correlate a little, all others not at all."""
-    across = torch.full((sources, sources), 0.5, dtype=torch.float64).fill_diagonal_(1.0)
-    return torch.kron(across, torch.eye(n, dtype=torch.float64))
-
-
-def _points(statistics: Statistics, group: Group) -> tuple[Point, ...]:
-    return statistics.read.get(group.id) or statistics.made.get(group.id, ())
-
-
-def _read_weight(program: Program, symmetry: Symmetry, group: Group, node: str) -> Tensor:
-    """(n, n): the sum over a node's consumers of WᵀW; the identity where it has none."""
-    total = torch.zeros(group.size, group.size, dtype=torch.float64)
-    found = False
-    target = next(n for n in program.module.graph.nodes if n.name == node)
-    for user in target.users:
-        if user.op != "call_module":
-            continue
-        module = program.module.get_submodule(str(user.target))
-        part = _module_weight(module, str(user.target), symmetry, group, node)
-        if part is not None:
-            total += part
-            found = True
-    return total if found else torch.eye(group.size, dtype=torch.float64)
-
-
-def _module_weight(
-    module: torch.nn.Module, target: str, symmetry: Symmetry, group: Group, node: str
-) -> Tensor | None:
-    entry = contraction(module)
-    if entry is None or is_depthwise(module) or int(getattr(module, "groups", 1)) > 1:
-        return None
-    classes = symmetry.layout.axes.get(Axis(f"{target}.weight", entry.in_dim))
-    where = extractor_index(symmetry, classes, group)
-    if where is None:
-        return None
-    weight = module.get_parameter("weight").detach().movedim(entry.in_dim, 0)
-    total = torch.zeros(group.size, group.size, dtype=torch.float64)
-    for occurrence in where:
-        rows = weight[torch.from_numpy(occurrence)].reshape(group.size, -1)
-        total += square(at_least_float32(rows).T)
-    return total
-
-
-def extractor_index(symmetry: Symmetry, classes: IntArray | None, group: Group) -> IntArray | None:
-    """(occurrences, channels): where a group is on a weight axis."""
-    if classes is None or classes.ndim > 1:
-        return None
-    layout = replace(symmetry.layout, values={"axis": (classes,)})
-    found = extractor(layout, "axis", group.id)
-    return None if found is None else found.index.numpy()

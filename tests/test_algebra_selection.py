@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.selection import MERGED, Path, Problem, lower_bound, lower_bounds, select
+from pleas_fx.algebra.selection import (
+    MERGED,
+    Path,
+    Problem,
+    lower_bound,
+    lower_bounds,
+    select,
+    select_all,
+)
 
 ROWS = 400
 INFINITE = math.inf
@@ -353,3 +361,32 @@ def test_many_twins_in_float32_merge_without_loss() -> None:
     problem = Problem(covariance, [weights.T @ weights] * 2)
     path = select(problem, merged_price=1.0, single_price=math.inf, limit=problem.size)
     assert path.error[-1] < 1e-9
+
+
+@pytest.mark.parametrize("prices", [(1.0, 1.0), (INFINITE, 1.0), (1.0, INFINITE)])
+def test_float32_chooses_as_well_and_sees_that_equal_sources_lose_nothing(
+    prices: tuple[float, float],
+) -> None:
+    """Half the time, for plans of wide groups."""
+    given = samples(seed=2, size=40, decay=1.0)
+    exact = given.problem()
+    path = select(exact.in_float32(), merged_price=prices[0], single_price=prices[1], limit=1000)
+    assert path.error == pytest.approx(choose(given, *prices).error, abs=1e-4)
+
+    twins = Samples(given.rows[:, :1].expand(-1, 2, -1), given.weighting)
+    path = select(twins.problem().in_float32(), merged_price=1.0, single_price=INFINITE, limit=40)
+    assert path.error[-1] == 0.0
+    path = select(exact.in_float32(), merged_price=1.0, single_price=INFINITE, limit=40)
+    assert path.error[-1] > 0.0, "negative control: other sources do lose"
+
+
+def test_paths_of_one_kind_are_the_same_beside_paths_of_both() -> None:
+    """Without candidates of both kinds smaller matrices do."""
+    given = samples(seed=3, size=12).problem()
+    pure = ((INFINITE, 1.0), (1.0, INFINITE))
+    alone = select_all(given, pure, limit=24)
+    beside = select_all(given, ((1.0, 1.0), *pure), limit=24)[1:]
+    for a, b in zip(alone, beside, strict=True):
+        assert (a.kind == b.kind).all()
+        assert (a.unit == b.unit).all()
+        assert a.error == pytest.approx(b.error, abs=1e-12)

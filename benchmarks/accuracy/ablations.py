@@ -27,7 +27,7 @@ from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.summary import cells
 from benchmarks.accuracy.tasks import Store
-from passes import plan
+from passes import _problems, plan
 from passes._rows import Rows, mean_rows
 from passes.match import match_weights
 from passes.rewrite import Rewritten, Site, rewrite
@@ -95,8 +95,8 @@ def _prices(name: str, title: str, *prices: tuple[float, float]) -> Variation:
 def _shrinkage(value: float) -> Variation:
     return Variation(
         f"shrinkage-{value:g}",
-        f"planner's shrinkage {value:g} (default {plan.SHRINKAGE:g})",
-        module=plan,
+        f"planner's shrinkage {value:g} (default {_problems.SHRINKAGE:g})",
+        module=_problems,
         constant="SHRINKAGE",
         value=value,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ CROWDED = 0.8  # matrices are cut down when fewer of their columns are still can
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One source before anything is chosen; float64, on the CPU."""
+    """One source before anything is chosen; on the CPU."""
 
     p: Tensor  # (candidates, candidates): their covariance
     m: Tensor  # the upper triangle of P_x Q P_xᵀ, with P_x their covariance with the targets
+    ids: Tensor  # numbers of the candidates, ascending
     total: float  # weighted variance of the targets
     accuracy: float  # relative, of the covariance
 
@@ -31,8 +33,8 @@ class Workspace:
     than copying.
     """
 
-    def __init__(self, size: int) -> None:
-        self.p, self.m, self._half = (np.empty(size * size) for _ in range(3))
+    def __init__(self, size: int, dtype: np.dtype[np.floating[Any]]) -> None:
+        self.p, self.m, self._half = (np.empty(size * size, dtype) for _ in range(3))
 
     def cut(self, matrix: FloatArray, kept: IntArray, memory: FloatArray) -> FloatArray:
         """Some rows and columns of a matrix, which may lie in the same ``memory``.
@@ -46,15 +48,14 @@ class Workspace:
         return half.take(kept, 1, out=whole, mode="clip")
 
 
-def start(joint: Tensor, weighting: Tensor, accuracy: float) -> Start:
-    """From the covariance (2n, 2n) of (channels, merged channels) and the weighting (n, n)."""
-    n = len(weighting)
-    targets = joint[:n].cpu()
-    read = weighting.cpu() @ targets
-    total = float(read[:, :n].diagonal().sum())
-    m = torch.zeros(joint.shape, dtype=joint.dtype)
-    _add_upper(m, targets, read, 1.0)
-    return Start(joint.cpu(), m, total, accuracy)
+def start(
+    p: Tensor, targets: Tensor, weighting: Tensor, ids: Tensor, total: float, accuracy: float
+) -> Start:
+    """From covariances of the candidates, of n targets with them (n, candidates), and Q (n, n)."""
+    targets = targets.cpu()
+    m = torch.zeros(p.shape, dtype=p.dtype)
+    _add_upper(m, targets, weighting.cpu() @ targets, 1.0)
+    return Start(p.cpu().contiguous(), m, ids, total, accuracy)
 
 
 def _add_upper(matrix: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
@@ -75,18 +76,19 @@ class Residual:
     One column is little work: it is done by numpy, whose calls cost least.
     """
 
-    def __init__(self, given: Start, allowed: Tensor, work: Workspace) -> None:
-        """``allowed``: the candidates among those of ``given``; ``work`` is no one else's."""
+    def __init__(self, given: Start, allowed: Tensor, numbers: int, work: Workspace) -> None:
+        """``allowed``: candidates of ``given``, of so many numbers; ``work`` is no one else's."""
         something = given.total > 0
         self.total = given.total if something else 1.0
         self.error = 1.0 if something else 0.0
-        self.score = np.zeros(len(given.p))
+        self.score = np.zeros(numbers)
         self.ids = allowed.numpy()
         self.work = work
-        self.p = work.cut(given.p.numpy(), self.ids, work.p)
-        self.m = work.cut(given.m.numpy(), self.ids, work.m)
-        self.variance = given.p.diagonal()[allowed].numpy().copy()
-        self.weighted = given.m.diagonal()[allowed].numpy() * (1.0 if something else 0.0)
+        at = np.searchsorted(given.ids.numpy(), self.ids)
+        self.p = work.cut(given.p.numpy(), at, work.p)
+        self.m = work.cut(given.m.numpy(), at, work.m)
+        self.variance = self.p.diagonal().astype(np.float64)
+        self.weighted = self.m.diagonal() * (1.0 if something else 0.0)
         self.floor = max(DEAD, 8 * given.accuracy) * np.maximum(self.variance, 1e-300)
         self._index()
 
@@ -148,7 +150,7 @@ class Residual:
 
     def _index(self) -> None:
         """Empty buffers for the columns there are, and where each candidate lies."""
-        self.v = np.zeros((PENDING, len(self.ids)))  # updates that wait, and
+        self.v = np.zeros((PENDING, len(self.ids)), self.p.dtype)  # updates that wait, and
         self.a = np.zeros_like(self.v)  # as many of a'
         self.pending = 0
         self.place = np.full(len(self.score), -1, np.int64)

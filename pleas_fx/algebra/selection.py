@@ -22,7 +22,9 @@ from pleas_fx.ir import FloatArray, IntArray
 
 MERGED = -1
 LEAST_GAIN = 1e-13  # relative error per price below which nothing more is chosen
+ROUNDINGS = 64  # of the covariance: smaller relative errors are none
 TIE = 1e-9  # scores this close, relatively, count as equal
+BOTH = (True, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Path:
 class Problem:
     """``covariance`` (N·n, N·n) of all sources' channels, already in matched order.
 
-    ``weighting[s]`` (n, n) is Q_s; ``unit`` channels in a row form one unit (a block).
+    ``weighting[s]`` (n, n) is Q_s; ``unit`` channels in a row form one unit (a block). In float32
+    a selection takes half the time, and errors below a few of its roundings are reported as none.
     """
 
     covariance: Tensor
@@ -62,6 +65,10 @@ class Problem:
     def size(self) -> int:
         """n: channels of one source."""
         return int(self.weighting[0].shape[0])
+
+    def in_float32(self) -> Problem:
+        """The same, less exactly."""
+        return Problem(self.covariance.float(), [q.float() for q in self.weighting], self.unit)
 
     def of(self, source: int) -> Problem:
         """One source by itself."""
@@ -96,9 +103,20 @@ def select_all(
     exclusive: bool = True,
 ) -> tuple[Path, ...]:
     """:func:`select` for several pairs of prices (merged, single) of one problem."""
-    starts = _starts(problem)
-    works = [Workspace(2 * problem.size) for _ in starts]
-    return tuple(_select(_State(problem, starts, works, pair), limit, exclusive) for pair in prices)
+    joint = any(_kinds(pair) == BOTH for pair in prices)
+    asked = [BOTH if joint else _kinds(pair) for pair in prices]
+    starts = {kinds: _starts(problem, kinds) for kinds in set(asked)}
+    size, dtype = problem.size * (2 if joint else 1), problem.covariance.numpy().dtype
+    works = [Workspace(size, dtype) for _ in range(problem.sources)]
+    return tuple(
+        _select(_State(problem, starts[kinds], works, pair), limit, exclusive)
+        for kinds, pair in zip(asked, prices, strict=True)
+    )
+
+
+def _kinds(prices: tuple[float, float]) -> tuple[bool, bool]:
+    """Whether merged and single units may be chosen."""
+    return math.isfinite(prices[0]), math.isfinite(prices[1])
 
 
 def _select(state: _State, limit: int, exclusive: bool) -> Path:
@@ -115,7 +133,9 @@ def _select(state: _State, limit: int, exclusive: bool) -> Path:
         kinds.append(kind)
         chosen.append(unit)
         errors.append(state.error)
-    return Path(np.array(kinds, np.int64), np.array(chosen, np.int64), np.array(errors))
+    left = np.array(errors)
+    left[left < ROUNDINGS * state.accuracy] = 0.0
+    return Path(np.array(kinds, np.int64), np.array(chosen, np.int64), left)
 
 
 class _State:
@@ -131,12 +151,11 @@ class _State:
         n = self.size = problem.size
         self.unit, self.units = problem.unit, problem.size // problem.unit
         self.merged_price, self.single_price = prices
-        ids = torch.arange(2 * n)
-        allowed = torch.where(
-            ids < n, math.isfinite(self.single_price), math.isfinite(self.merged_price)
-        )
+        merged, single = _kinds(prices)
+        allowed = torch.arange(0 if single else n, 2 * n if merged else n)
+        self.accuracy = max(given.accuracy for given in starts)
         pairs = zip(starts, works, strict=True)
-        self.residuals = [Residual(given, ids[allowed], work) for given, work in pairs]
+        self.residuals = [Residual(given, allowed, 2 * n, work) for given, work in pairs]
         self.gains = np.stack([r.gains() for r in self.residuals])
 
     @property
@@ -175,17 +194,27 @@ class _State:
         return range(start, start + self.unit)
 
 
-def _starts(problem: Problem) -> list[Start]:
-    """Per source, the covariances of its own channels and of the merged ones."""
+def _starts(problem: Problem, kinds: tuple[bool, bool]) -> list[Start]:
+    """Per source, the covariances of the candidates: its own channels, the merged ones, or both."""
     n, count = problem.size, problem.sources
     accuracy = torch.finfo(problem.covariance.dtype).eps
-    tiles = problem.covariance.double().view(count, n, count, n)
-    merged = tiles.mean((0, 2))
+    tiles = problem.covariance.view(count, n, count, n)
+    numbers = torch.arange(2 * n)
+    merged = tiles.mean((0, 2)) if kinds[0] else tiles
     found = []
     for s, weighting in enumerate(problem.weighting):
-        own, cross = tiles[s, :, s], tiles[s].mean(1)
-        joint = torch.cat([torch.cat([own, cross], 1), torch.cat([cross.T, merged], 1)])
-        found.append(start(joint, weighting.to(joint), accuracy))
+        own, q = tiles[s, :, s], weighting.to(tiles)
+        total = float((q * own).sum(dtype=torch.float64))
+        if not kinds[0]:
+            found.append(start(own, own, q, numbers[:n], total, accuracy))
+            continue
+        cross = tiles[s].mean(1)
+        if not kinds[1]:
+            found.append(start(merged, cross, q, numbers[n:], total, accuracy))
+            continue
+        targets = torch.cat([own, cross], 1)
+        joint = torch.cat([targets, torch.cat([cross.T, merged], 1)])
+        found.append(start(joint, targets, q, numbers, total, accuracy))
     return found
 
 

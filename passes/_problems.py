@@ -1,0 +1,158 @@
+"""What the consumers of a group read: the selection problems that plans are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passes.observe import Point, Statistics
+from pleas_fx.algebra.moments import Moments, at_least_float32, square
+from pleas_fx.algebra.selection import Problem
+from pleas_fx.extract import extractor
+from pleas_fx.ir import Axis, Group, IntArray, Matching, Program, Symmetry
+from pleas_fx.rules.modules import contraction, is_depthwise
+
+SHRINKAGE = 0.1  # times unknowns / (unknowns + rows)
+
+
+def problem(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    matching: Matching,
+    family: Sequence[Group],
+) -> Problem:
+    """The selection problem of a family: covariances in matched order, unit by unit."""
+    sources = len(programs)
+    blocks = family[0].blocks
+    count = blocks.count if blocks else family[0].size
+    parts = [
+        _group_problem(programs, symmetries, statistics, group, matching.partner[group.id])
+        for group in family
+    ]
+    if blocks is None:
+        return Problem(parts[0][0], parts[0][1])
+    return _joined(parts, count, sources)
+
+
+def _joined(parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: int) -> Problem:
+    """Several groups of a block family side by side, each unit's channels in a row."""
+    sizes = [len(w[0]) for _, w in parts]
+    total = sum(sizes)
+    covariance = torch.zeros(sources * total, sources * total, dtype=parts[0][0].dtype)
+    weighting = [torch.zeros(total, total, dtype=parts[0][0].dtype) for _ in range(sources)]
+    place, at = [], 0
+    per_unit = total // count
+    for n in sizes:
+        inner = n // count
+        unit = torch.arange(n) // inner
+        place.append(unit * per_unit + at + torch.arange(n) % inner)
+        at += inner
+    for (c, q), where in zip(parts, place, strict=True):
+        n = len(where)
+        for s in range(sources):
+            weighting[s][where[:, None], where] = q[s]
+            for t in range(sources):
+                rows, columns = where + s * total, where + t * total
+                covariance[rows[:, None], columns] = c[s * n : (s + 1) * n, t * n : (t + 1) * n]
+    return Problem(covariance, weighting, per_unit)
+
+
+def _group_problem(
+    programs: Sequence[Program],
+    symmetries: Sequence[Symmetry],
+    statistics: Statistics | None,
+    group: Group,
+    partner: IntArray,
+) -> tuple[Tensor, list[Tensor]]:
+    sources, n = partner.shape
+    points = _points(statistics, group) if statistics is not None else ()
+    if not points:
+        identity = torch.eye(n, dtype=torch.float64)
+        return _guess(sources, n), [identity] * sources
+    places = torch.from_numpy(partner + n * np.arange(sources)[:, None])  # in the moments
+    covariance = torch.zeros(sources * n, sources * n, dtype=torch.float64)
+    matched = torch.zeros(sources, sources, n, dtype=torch.float64)
+    weighting = [torch.zeros(n, n, dtype=torch.float64) for _ in range(sources)]
+    for point in points:
+        variance = point.moments.variance
+        share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(point.moments)
+        point.moments.add_covariance(covariance, kept / share)
+        matched += point.moments.covariances(places[:, None], places) / share
+        for s in range(sources):
+            q = _read_weight(programs[s], symmetries[s], group, point.node)
+            own = slice(s * n, (s + 1) * n)
+            error = kept * point.moments.inner(q, own)
+            error += (1 - kept) * float(q.diagonal() @ variance[own])
+            weighting[s].add_(q, alpha=share / max(error, 1e-300))
+    order = places.reshape(-1)
+    covariance = covariance[order[:, None], order]
+    covariance.view(sources, n, sources, n).diagonal(dim1=1, dim2=3).copy_(matched)
+    own_order = [torch.from_numpy(partner[s]) for s in range(sources)]
+    return covariance, [q[o[:, None], o] for q, o in zip(weighting, own_order, strict=True)]
+
+
+def _shrinkage(moments: Moments) -> float:
+    """How far covariances of channels that aren't matched are drawn to zero.
+
+    From few rows other channels seem to say more about a channel than they do.
+    """
+    size = len(moments.total)
+    return SHRINKAGE * size / (size + moments.count)
+
+
+def _guess(sources: int, n: int) -> Tensor:
+    """Without data: matched channels correlate a little, all others not at all."""
+    across = torch.full((sources, sources), 0.5, dtype=torch.float64).fill_diagonal_(1.0)
+    return torch.kron(across, torch.eye(n, dtype=torch.float64))
+
+
+def _points(statistics: Statistics, group: Group) -> tuple[Point, ...]:
+    return statistics.read.get(group.id) or statistics.made.get(group.id, ())
+
+
+def _read_weight(program: Program, symmetry: Symmetry, group: Group, node: str) -> Tensor:
+    """(n, n): the sum over a node's consumers of WᵀW; the identity where it has none."""
+    total = torch.zeros(group.size, group.size, dtype=torch.float64)
+    found = False
+    target = next(n for n in program.module.graph.nodes if n.name == node)
+    for user in target.users:
+        if user.op != "call_module":
+            continue
+        module = program.module.get_submodule(str(user.target))
+        part = _module_weight(module, str(user.target), symmetry, group, node)
+        if part is not None:
+            total += part
+            found = True
+    return total if found else torch.eye(group.size, dtype=torch.float64)
+
+
+def _module_weight(
+    module: torch.nn.Module, target: str, symmetry: Symmetry, group: Group, node: str
+) -> Tensor | None:
+    entry = contraction(module)
+    if entry is None or is_depthwise(module) or int(getattr(module, "groups", 1)) > 1:
+        return None
+    classes = symmetry.layout.axes.get(Axis(f"{target}.weight", entry.in_dim))
+    where = _extractor_index(symmetry, classes, group)
+    if where is None:
+        return None
+    weight = module.get_parameter("weight").detach().movedim(entry.in_dim, 0)
+    total = torch.zeros(group.size, group.size, dtype=torch.float64)
+    for occurrence in where:
+        rows = weight[torch.from_numpy(occurrence)].reshape(group.size, -1)
+        total += square(at_least_float32(rows).T)
+    return total
+
+
+def _extractor_index(symmetry: Symmetry, classes: IntArray | None, group: Group) -> IntArray | None:
+    """(occurrences, channels): where a group is on a weight axis."""
+    if classes is None or classes.ndim > 1:
+        return None
+    layout = replace(symmetry.layout, values={"axis": (classes,)})
+    found = extractor(layout, "axis", group.id)
+    return None if found is None else found.index.numpy()
