@@ -20,6 +20,8 @@ SMALL = 1e-4
 LEAST = 1e-3  # variance of a channel: a nearly constant one would be amplified
 LOUD = 30.0  # times that a difference may grow: large weights before gates make networks chaotic
 HALVINGS = 4
+OUTSIDE = 3.0  # times that outputs may be larger on inputs that the norms haven't seen
+LARGER = 2  # times that the inputs may be made four times as many
 
 
 @torch.no_grad()
@@ -30,7 +32,7 @@ def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
         for module in model.eval().modules():
             for name, parameter in module.named_parameters(recurse=False):
                 _draw(module, name, parameter)
-        _settle(model, inputs)
+        inputs = _enough(model, inputs)
         for _ in range(HALVINGS):
             if not _amplification(model, inputs) > LOUD:
                 break
@@ -40,6 +42,27 @@ def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
             _settle(model, inputs)
 
 
+def _enough(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Settle on as many inputs as it takes for others to give outputs of the same size.
+
+    On few small images deep norms see few values, and others lie far outside of those.
+    """
+    _settle(model, inputs)
+    for _ in range(LARGER):
+        others = tuple(torch.randn_like(x) for x in inputs)
+        pairs = zip(_tensors(model(*others)), _tensors(model(*inputs)), strict=True)
+        if max(float(a.norm() / b.norm().clamp_min(1e-30)) for a, b in pairs) < OUTSIDE:
+            break
+        fresh = (torch.randn(3 * len(x), *x.shape[1:], dtype=x.dtype) for x in inputs)
+        inputs = tuple(torch.cat(pair) for pair in zip(inputs, fresh, strict=True))
+        _settle(model, inputs)
+    return inputs
+
+
+def _tensors(outputs: object) -> list[Tensor]:
+    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+
+
 def _amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """How much larger a small relative difference in the inputs is in the outputs.
 
@@ -47,8 +70,7 @@ def _amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """
     inputs = tuple(torch.randn_like(x) for x in inputs)
     near = tuple(x + SMALL * x * torch.randn_like(x) for x in inputs)
-    outputs = (tree_leaves(model(*given)) for given in (inputs, near))
-    pairs = [(a, b) for a, b in zip(*outputs, strict=True) if isinstance(a, Tensor)]
+    pairs = zip(_tensors(model(*inputs)), _tensors(model(*near)), strict=True)
     return max(float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs) / SMALL
 
 

@@ -20,6 +20,7 @@ from pleas_fx.labels import (
     pattern,
 )
 from pleas_fx.rules.pointwise import held
+from pleas_fx.rules.reasons import SEVERAL
 
 aten = torch.ops.aten
 
@@ -116,7 +117,7 @@ def _join(ctx: Labeller, tensors: list[Tensor], along: list[Coordinates], dim: i
     for tensor, coordinates in zip(tensors, along, strict=True):
         if len(coordinates) > 1:
             for labels in coordinates:
-                ctx.pin(labels, "concatenated along a dim with several coordinates")
+                ctx.pin(labels, SEVERAL)
         if coordinates:
             pieces.append(compact(coordinates[0]))
             continue

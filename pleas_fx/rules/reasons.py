@@ -1,4 +1,4 @@
-"""Why an axis is held where nothing but the lack of labels speaks against moving it."""
+"""Why an axis is held that may as well be one of positions, which no channel rule can know."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ COMBINED = "combined with a value that has no labels along this axis"
 SUMMED = "summed with a value that has no labels along this axis"
 WRITTEN = "a constant written in the model's code"
 SLIDES = "a convolution slides over this axis"
+SEVERAL = "concatenated along a dim with several coordinates"
