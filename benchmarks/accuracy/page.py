@@ -10,10 +10,11 @@ from pathlib import Path
 from benchmarks.accuracy.architectures import ARCHITECTURES
 from benchmarks.accuracy.methods import METHODS, REFERENCES
 from benchmarks.accuracy.plots import draw
-from benchmarks.accuracy.records import Record, Records
+from benchmarks.accuracy.records import FIRST, Record, Records
 from benchmarks.accuracy.scenarios import MAIN, SCENARIOS
-from benchmarks.accuracy.summary import Cells, Loss, cells, losses, means
+from benchmarks.accuracy.summary import DEFAULT, Cells, Loss, ahead, cells, losses, means
 
+BUDGETS = (0.5, 1.0, 1.2)
 HEAD = """# How accurate a merge is
 
 Made by `make accuracy` from `docs/accuracy.json`: small networks on public image sets, merged
@@ -30,22 +31,23 @@ def write(records: Records, docs: Path) -> None:
     ordered = sorted(
         records, key=lambda r: (r.scenario, r.architecture, r.seed, r.method, r.budget)
     )
-    lines = ",\n".join(json.dumps(_compact(r)) for r in ordered)
+    lines = ",\n".join(json.dumps(_compact(r, records.version(r.method))) for r in ordered)
     (docs / "accuracy.json").write_text(f"[\n{lines}\n]\n")
     found = cells(ordered)
     pictures = draw(found, docs / "accuracy")
     (docs / "accuracy.md").write_text(page(found, pictures))
 
 
-def _compact(record: Record) -> dict[str, object]:
+def _compact(record: Record, version: int) -> dict[str, object]:
     """Without what differs from machine to machine, and with null for what isn't known."""
     known = {k: v for k, v in asdict(record).items() if k != "seconds"}
+    known |= {"version": version} if version != FIRST else {}
     return {k: None if v != v else v for k, v in known.items() if v != ""}
 
 
 def page(found: Cells, pictures: Sequence[str]) -> str:
     """All tables."""
-    parts = [HEAD, _averages(found), _losses(losses(found))]
+    parts = [HEAD, _averages(found), _paired(found), _losses(losses(found))]
     parts += [f"![{name}](accuracy/{name})\n" for name in pictures]
     for architecture in ARCHITECTURES:
         parts += _of_architecture(found, architecture)
@@ -61,7 +63,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _averages(found: Cells) -> str:
     rows = []
-    at = {budget: means(found, MAIN, budget) for budget in (0.5, 1.0, 1.2)}
+    at = {budget: means(found, MAIN, budget) for budget in BUDGETS}
     names = {**{m: METHODS[m].title for m in METHODS}, **REFERENCES}
     for method, title in names.items():
         row = [at[b].get(method) for b in at]
@@ -71,6 +73,19 @@ def _averages(found: Cells) -> str:
     return (
         "## Averages over the main scenarios\n\nIn brackets: settings averaged over.\n\n"
         + table(["method", *(f"{b:g}x FLOPs" for b in at)], rows)
+    )
+
+
+def _paired(found: Cells) -> str:
+    rows = []
+    for method in (*METHODS, *REFERENCES):
+        row = [ahead(found, MAIN, method, budget) for budget in BUDGETS]
+        if method != DEFAULT and any(count for _, count in row):
+            rows.append([_title(method), *(f"{100 * d:+.1f} ({n})" if n else "-" for d, n in row)])
+    return (
+        "## Points that the default is ahead\n\nThe mean over the main settings and seeds that both"
+        " have; in brackets: settings. References are compared at any budget.\n\n"
+        + table(["method", *(f"{b:g}x FLOPs" for b in BUDGETS)], rows)
     )
 
 

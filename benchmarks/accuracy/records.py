@@ -1,15 +1,17 @@
-"""The file of records, a JSON line each: what a run appends to and the page is made from."""
+"""The records that the page is made from: those in ``docs``, and a file that a run adds to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 Key = tuple[str, str, int, str, float]
 FIRST = 1  # version
+REFERENCES = "references"  # the case of everything that is no merge
 
 
 class Keyed(Protocol):
@@ -47,9 +49,16 @@ class Records:
     """The records of this and of earlier runs.
 
     ``versions``: of methods that have changed; what was measured with an earlier one is left out.
+    ``published``: the document of an earlier run, here or elsewhere; the file goes before it.
     """
 
-    def __init__(self, path: Path, versions: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        versions: Mapping[str, int] | None = None,
+        published: Path | None = None,
+        references: Collection[str] = (),
+    ) -> None:
         self.path = path
         self.versions = versions or {}
         self.all: list[Record] = []
@@ -57,6 +66,14 @@ class Records:
         if path.exists():
             for line in path.read_text().splitlines():
                 self._take(json.loads(line))
+        if published is not None and published.exists():
+            for case in _cases(json.loads(published.read_text()), references):
+                if case["case"] not in self._done:
+                    self._take(case)
+
+    def version(self, method: str) -> int:
+        """The one whose records count."""
+        return self.versions.get(method, FIRST)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.all)
@@ -66,7 +83,7 @@ class Records:
 
     def add(self, case: Keyed, records: list[Record]) -> None:
         """Append what a case gave."""
-        version = self.versions.get(case.key[3], FIRST)
+        version = self.version(case.key[3])
         line = {"case": case.key, "version": version, "records": [asdict(r) for r in records]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
@@ -78,7 +95,22 @@ class Records:
         assert isinstance(case, (list, tuple))
         assert isinstance(records, list)
         scenario, architecture, seed, method, budget = case
-        if line.get("version", FIRST) != self.versions.get(method, FIRST):
+        if line.get("version", FIRST) != self.version(method):
             return
         self._done.add((scenario, architecture, seed, method, budget))
         self.all += [Record(**{**r, "parts": tuple(r["parts"])}) for r in records]
+
+
+def _cases(rows: Iterable[Mapping[str, Any]], references: Collection[str]) -> list[dict[str, Any]]:
+    """Published rows as lines of a file of records; those of one case together."""
+    found: dict[Key, dict[str, Any]] = {}
+    for row in rows:
+        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in row.items()}
+        version = known.pop("version", FIRST)
+        record: dict[str, Any] = {"seconds": 0.0, **known}
+        method = REFERENCES if record["method"] in references else record["method"]
+        where = (record["scenario"], record["architecture"], record["seed"])
+        key: Key = (*where, method, record["budget"])
+        line = found.setdefault(key, {"case": key, "version": version, "records": []})
+        line["records"].append(record)
+    return list(found.values())

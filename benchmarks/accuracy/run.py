@@ -14,7 +14,7 @@ import torch
 from benchmarks.accuracy.architectures import ARCHITECTURES
 from benchmarks.accuracy.data import MissingDataError
 from benchmarks.accuracy.measure import Case, Setting, measure
-from benchmarks.accuracy.methods import CURVE, METHODS
+from benchmarks.accuracy.methods import CURVE, METHODS, REFERENCES
 from benchmarks.accuracy.page import write
 from benchmarks.accuracy.records import Records
 from benchmarks.accuracy.scenarios import CURVES, MAIN, SCENARIOS, SLOW
@@ -91,7 +91,9 @@ def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
     versions = {method.name: method.version for method in METHODS.values()}
-    records = Records(asked.folder / "records.jsonl", versions)
+    records = Records(
+        asked.folder / "records.jsonl", versions, asked.docs / "accuracy.json", REFERENCES
+    )
     store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
     end = time.monotonic() + 60 * asked.minutes
     for case in [] if asked.page else cases(Plan(tuple(asked.only), asked.seeds)):

@@ -115,3 +115,20 @@ def means(found: Cells, scenarios: Iterable[str], budget: float) -> dict[str, tu
         if scenario in chosen and at in (budget, 0.0) and known and not math.isnan(cell.accuracy):
             sums[method].append(cell.accuracy)
     return {method: (sum(own) / len(own), len(own)) for method, own in sums.items()}
+
+
+def ahead(found: Cells, scenarios: Iterable[str], method: str, budget: float) -> tuple[float, int]:
+    """Mean lead of the default over settings and seeds that both have, and how many settings."""
+    chosen = set(scenarios)
+    leads = [
+        cell.ahead_of(other)
+        for (scenario, architecture, name, at), cell in found.items()
+        if (name, at) == (DEFAULT, budget) and scenario in chosen
+        for other in (
+            found.get((scenario, architecture, method, budget)),
+            found.get((scenario, architecture, method, 0.0)),
+        )
+        if other is not None
+    ]
+    known = [lead for lead in leads if not math.isnan(lead)]
+    return (sum(known) / len(known) if known else math.nan), len(known)
