@@ -86,7 +86,7 @@ def observe(
         CalibrationError: a source turns a batch into NaN or Inf; names batch and layer.
     """
     sums = _Sums(programs, symmetries, len(batches), rows_per_channel)
-    with torch.inference_mode():
+    with torch.no_grad():
         for number, batch in enumerate(batches):
             rng = np.random.default_rng((seed, number))
             sums.add(programs, batch, number, rng, see)
@@ -112,7 +112,6 @@ class _Sums:
         self.extractors: dict[tuple[str, GroupId], list[Extractor]] = {}
         self.moments: dict[tuple[str, GroupId], Moments] = {}
         self.quota: dict[tuple[str, GroupId], int] = {}
-        self.held: dict[tuple[str, GroupId], list[Tensor]] = {}
         sizes = {g.id: g.size for g in planned_groups(symmetries[0])}
         places = {
             (n, g): len(nodes) for kind in self.wanted for g, nodes in kind.items() for n in nodes
@@ -163,23 +162,10 @@ class _Sums:
 
             Runner(program.module, see).run(*batch)
         for key, parts in rows.items():
-            self._hold(key, torch.cat(parts, 1).float().cpu())
-
-    def _hold(self, key: tuple[str, GroupId], part: Tensor) -> None:
-        """Add rows when there are many: a wide second moment costs more to add up than its rows.
-
-        What waits is at most half of the sums themselves, and one batch.
-        """
-        held = self.held.setdefault(key, [])
-        held.append(part)
-        if sum(len(p) for p in held) >= part.shape[1]:
-            self.moments[key].add(torch.cat(self.held.pop(key)))
+            self.moments[key].add(torch.cat(parts, 1).float().cpu())
 
     def result(self) -> Statistics:
         """The sums over all batches."""
-        for key, held in self.held.items():
-            self.moments[key].add(torch.cat(held))
-        self.held.clear()
 
         def collect(wanted: Mapping[GroupId, Sequence[str]]) -> dict[GroupId, tuple[Point, ...]]:
             return {

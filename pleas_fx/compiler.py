@@ -171,9 +171,11 @@ def look(
 ) -> Observed:
     """Statistics of the sources on the data, and the matching of their channels.
 
-    ``targets`` see the same run of the sources.
+    ``targets`` see the same run of the sources. Where nothing is chosen, nothing is looked for.
     """
     statistics = None
+    if not _prices(options, len(prepared.programs)):
+        return Observed(None, identity_matching(prepared.symmetries[0], len(prepared.programs)))
     if data is not None and options.method != "average":
         with clock.time("observe"):
             statistics = observe(

@@ -245,3 +245,50 @@ def test_wide_squares_are_those_of_one_product() -> None:
     rows = torch.randn(2, 9, 1100, dtype=torch.float64)
     found = square(rows)
     assert distance(found, rows.mT @ rows) < TIGHT
+
+
+WIDE = 60  # variables of which there are few rows
+
+
+def few_and_settled() -> tuple[Moments, Moments]:
+    """The same few rows of many variables, as rows and as their products."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(WIDE // 5, WIDE, dtype=torch.float64, generator=generator) + 2.0
+    found = []
+    for _ in range(2):
+        moments = Moments.zeros(WIDE)
+        moments.add(rows[:5])
+        moments.add(rows[5:])
+        found.append(moments)
+    assert found[1].square.shape == (WIDE, WIDE)
+    return found[0], found[1]
+
+
+def test_few_rows_say_what_their_products_say() -> None:
+    """Without the products of all pairs of variables."""
+    few, settled = few_and_settled()
+    left, right = torch.arange(8).view(2, 1, 4), torch.arange(10, 18).view(2, 4)
+    part = slice(20, 40)
+    weighting = settled.square[part, part].clone()
+    matrices = [torch.eye(WIDE, dtype=torch.float64) for _ in range(2)]
+    for moments, matrix in zip((few, settled), matrices, strict=True):
+        moments.add_covariance(matrix, 0.3)
+    assert distance(matrices[0], matrices[1]) < TIGHT
+    assert distance(few.variance, settled.variance) < TIGHT
+    assert distance(few.covariances(left, right), settled.covariances(left, right)) < TIGHT
+    assert few.covariances(left, right).shape == (2, 2, 4)
+    assert few.inner(weighting, part) == pytest.approx(settled.inner(weighting, part), rel=1e-12)
+    blocks = [concordance(m, part, slice(0, 20)) for m in (few, settled)]
+    assert distance(blocks[0], blocks[1]) < TIGHT
+    assert few._square is None, "the products weren't made"
+    assert distance(few.square, settled.square) < TIGHT
+
+
+def test_rows_that_come_later_count_after_a_reading() -> None:
+    """Reading doesn't end the sums."""
+    moments, rows = Moments.zeros(SIZE), sample()
+    for start in range(0, ROWS, 30):
+        moments.add(rows[start : start + 30])
+        _ = moments.variance
+    assert distance(moments.covariance, reference(rows)[1]) < TIGHT
+    assert distance(moments.variance, reference(rows)[1].diagonal()) < TIGHT

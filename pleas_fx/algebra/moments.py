@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 PANEL = 256  # columns of one product
+FEW = 0.25  # rows a variable
 CHUNK = 16384  # rows of one product: bounds memory, and float32 sums stay short
 
 
@@ -35,20 +34,27 @@ def add_square(total: Tensor, rows: Tensor) -> None:
         total[..., stop:, start:stop] = total[..., start:stop, stop:].mT
 
 
-@dataclass(slots=True)
 class Moments:
-    """Count, sum and second moment of rows, relative to a shift that keeps float32 accurate."""
+    """Count, sum and second moment of rows, relative to a shift that keeps float32 accurate.
 
-    count: int
-    total: Tensor  # (n,) float64
-    square: Tensor  # (n, n) float64
-    shift: Tensor | None = None  # (n,): mean of the first rows; None before there are any
+    Rows wait until they are many, a wide second moment costs more to add to than its rows; few rows
+    of many variables stay rows (``FEW``).
+    """
+
+    __slots__ = ("_rows", "_square", "count", "shift", "total")
+
+    def __init__(
+        self, count: int, total: Tensor, square: Tensor | None, shift: Tensor | None = None
+    ) -> None:
+        """``total`` (n,) and ``square`` (n, n), float64, relative to ``shift`` (n,)."""
+        self.count, self.total, self.shift = count, total, shift
+        self._square = square
+        self._rows: list[Tensor] = []  # centred
 
     @classmethod
     def zeros(cls, size: int, device: torch.device | str = "cpu") -> Moments:
         """Empty sums of ``size`` variables."""
-        total = torch.zeros(size, dtype=torch.float64, device=device)
-        return cls(0, total, torch.zeros(size, size, dtype=torch.float64, device=device))
+        return cls(0, torch.zeros(size, dtype=torch.float64, device=device), None)
 
     def add(self, rows: Tensor) -> None:
         """Add rows (r, n): products in the rows' precision, sums in float64."""
@@ -57,11 +63,50 @@ class Moments:
         rows = at_least_float32(rows)
         if self.shift is None:
             self.shift = rows.mean(0, dtype=torch.float64).to(rows.dtype)
-        for start in range(0, len(rows), CHUNK):
-            centred = rows[start : start + CHUNK] - self.shift
-            self.total += centred.sum(0, dtype=torch.float64)
-            add_square(self.square, centred)
+        centred = rows - self.shift
+        self.total += centred.sum(0, dtype=torch.float64)
         self.count += len(rows)
+        self._rows.append(centred)
+        if self._waiting >= len(self.total):
+            self._settle()
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(rows) for rows in self._rows)
+
+    def _settle(self) -> Tensor:
+        """The second moment, with all rows in it."""
+        n = len(self.total)
+        if self._square is None:
+            self._square = self.total.new_zeros(n, n)
+        if self._rows:
+            waiting = torch.cat(self._rows)
+            for start in range(0, len(waiting), CHUNK):
+                add_square(self._square, waiting[start : start + CHUNK])
+            self._rows.clear()
+        return self._square
+
+    def _few(self) -> Tensor | None:
+        """All rows, where they are few; else none, and :attr:`square` is up to date."""
+        if self._square is not None or self._waiting > FEW * len(self.total):
+            self._settle()
+            return None
+        if len(self._rows) != 1:
+            n = len(self.total)
+            self._rows = [torch.cat(self._rows) if self._rows else self.total.new_zeros(0, n)]
+        return self._rows[0]
+
+    @property
+    def square(self) -> Tensor:
+        """(n, n) float64: the sum of products, relative to the shift."""
+        return self._settle()
+
+    def products(self, rows: slice, columns: slice) -> Tensor:
+        """A block of :attr:`square`, without the rest where rows are few."""
+        few = self._few()
+        if few is None:
+            return self.square[rows, columns]
+        return (few[:, rows].mT @ few[:, columns]).double()
 
     def merge(self, other: Moments) -> None:
         """Add the sums of another accumulator (another batch, another process)."""
@@ -71,7 +116,8 @@ class Moments:
             self.shift = other.shift
         delta = other.shift.double() - self.shift.double()
         cross = torch.outer(other.total, delta)
-        self.square += other.square + cross + cross.T + other.count * torch.outer(delta, delta)
+        square = self.square
+        square += other.square + cross + cross.T + other.count * torch.outer(delta, delta)
         self.total += other.total + other.count * delta
         self.count += other.count
 
@@ -91,25 +137,34 @@ class Moments:
     def variance(self) -> Tensor:
         """(n,) float64: the diagonal of :attr:`covariance`."""
         base = self.total / max(self.count, 1)
-        return self.square.diagonal() / max(self.count, 1) - base.square()
+        few = self._few()
+        raw = self.square.diagonal() if few is None else few.square().sum(0, dtype=torch.float64)
+        return raw / max(self.count, 1) - base.square()
 
     def covariances(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Entries of :attr:`covariance` at broadcast indices."""
-        count = max(self.count, 1)
-        return (
-            self.square[rows, columns] / count - self.total[rows] * self.total[columns] / count**2
-        )
+        count, few = max(self.count, 1), self._few()
+        raw = self.square[rows, columns] if few is None else _paired(few, rows, columns)
+        return raw / count - self.total[rows] * self.total[columns] / count**2
 
     def add_covariance(self, matrix: Tensor, factor: float) -> None:
-        """Add ``factor`` times :attr:`covariance` to a matrix, without a matrix in between."""
-        count = max(self.count, 1)
-        matrix.add_(self.square, alpha=factor / count)
+        """Add ``factor`` ≥ 0 times :attr:`covariance` to a symmetric matrix, in place."""
+        count, few = max(self.count, 1), self._few()
+        if few is None:
+            matrix.add_(self.square, alpha=factor / count)
+        else:
+            add_square(matrix, few * (factor / count) ** 0.5)
         matrix.addr_(self.total, self.total, alpha=-factor / count**2)
 
     def inner(self, weighting: Tensor, part: slice) -> float:
         """The sum over (k, k) entries of a weighting times the covariances of a part."""
         count, base = max(self.count, 1), self.total[part] / max(self.count, 1)
-        raw = torch.dot(weighting.reshape(-1), self.square[part, part].reshape(-1))
+        few = self._few()
+        if few is None:
+            raw = torch.dot(weighting.reshape(-1), self.square[part, part].reshape(-1))
+        else:
+            own = few[:, part].double()
+            raw = ((own @ weighting) * own).sum()
         return float(raw / count - base @ weighting @ base)
 
     @property
@@ -127,6 +182,15 @@ class Moments:
     def correlation(self, eps: float = 1e-12) -> Tensor:
         """(n, n) float64; channels without variance correlate with nothing."""
         return correlation(self.covariance, eps)
+
+
+def _paired(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Sums over all rows of products of variables at broadcast indices."""
+    left, right = torch.broadcast_tensors(left, right)
+    total = torch.zeros(left.shape, dtype=torch.float64, device=rows.device)
+    for part in rows.split(PANEL):
+        total += (part[:, left] * part[:, right]).sum(0, dtype=torch.float64)
+    return total
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -175,5 +239,5 @@ def _block(moments: Moments, rows: slice, columns: slice) -> tuple[Tensor, Tenso
     n = max(moments.count, 1)
     base = moments.total / n
     variance = moments.variance.clamp_min(0)
-    covariance = moments.square[rows, columns] / n - torch.outer(base[rows], base[columns])
+    covariance = moments.products(rows, columns) / n - torch.outer(base[rows], base[columns])
     return covariance, variance, moments.mean
