@@ -189,10 +189,11 @@ class Walk:
 
     def keep(self, node: fx.Node, lanes: Mapping[Membership, fx.Node]) -> None:
         """Set the lanes of a source node's value; lanes without any channel don't exist."""
+        empty = 0 in self.programs[0].shapes.get(node.name, ())  # in the sources already
         kept = {
             S: n
             for S, n in lanes.items()
-            if not (isinstance(self.values[n], Tensor) and self.values[n].numel() == 0)
+            if empty or not (isinstance(self.values[n], Tensor) and self.values[n].numel() == 0)
         }
         groups = self.groups_of(self.classes(node, 0))
         is_tensor = all(isinstance(self.values[n], Tensor) for n in kept.values())

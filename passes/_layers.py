@@ -420,13 +420,19 @@ class Layers:
         for S in walk.whole_first:
             if not walk.is_whole(groups, S):
                 continue
+            if len(members(S)) > 1 and any(
+                c[0].ndim > 1
+                for name in module.state_dict()
+                for c in self._labelled(f"{node.target}.{name}").values()
+            ):
+                continue
             picked = [walk.pick(v, S) for v in walk.operands(node)]
             if any(p is None for p in picked):
                 continue
             layer = copy.deepcopy(module)
             for name, tensor in list(layer.state_dict(keep_vars=True).items()):
                 if tensor.is_floating_point():
-                    replace(layer, name, _mean(self._state(node, name), S))
+                    replace(layer, name, self._averaged(f"{node.target}.{name}", S))
             name = self._place(node, layer, S, walk.sources + 1)
             chosen = dict(zip(node.all_input_nodes, picked, strict=True))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), chosen.__getitem__)
@@ -436,15 +442,32 @@ class Layers:
             raise walk.mismatch(node, f"a {type(module).__name__} needs all channels")
         walk.keep(node, lanes)
 
+    def _labelled(self, key: str) -> dict[int, list[IntArray]]:
+        """The dims of a parameter that hold planned channels, and the sources' classes there."""
+        layouts = self.walk.layouts
+        own = [axis for axis in layouts[0].axes if axis.key == key]
+        return {
+            axis.dim: [layout.axes[axis] for layout in layouts]
+            for axis in own
+            if self.walk.groups_of([layouts[0].axes[axis]])
+        }
+
+    def _averaged(self, key: str, membership: Membership) -> Tensor:
+        """The members' mean of a parameter of a whole lane, in the order of the first member."""
+        tensors = [attribute(p.module, key) for p in self.walk.programs]
+        places = [
+            (dim, source_positions(self._output_slots(axes, membership), self.walk.table, axes))
+            for dim, axes in self._labelled(key).items()
+        ]
+        if len(members(membership)) == 1 or not places:
+            return _mean(tensors, membership)
+        return blend(tensors, *places)
+
     def parameter(self, node: fx.Node) -> None:
         """A parameter or buffer that the graph reads directly."""
         walk, key = self.walk, str(node.target)
         tensors = [attribute(p.module, key) for p in walk.programs]
-        classes = {
-            axis.dim: [layout.axes[axis] for layout in walk.layouts]
-            for axis in walk.layouts[0].axes
-            if axis.key == key and walk.groups_of([walk.layouts[0].axes[axis]])
-        }
+        classes = self._labelled(key)
         planned = [g for c in classes.values() for g in walk.groups_of([c[0]])]
         wanted: Sequence[Membership] = walk.whole_first
         if planned:

@@ -28,10 +28,10 @@ from pleas_fx.classes import (
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
-from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, WRITTEN
+from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN
 
 ROUNDS = 4
-HELD = frozenset({COMBINED, SEVERAL, SLIDES, SUMMED, WRITTEN})
+HELD = frozenset({COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 

@@ -32,7 +32,13 @@ from pleas_fx.channels_last import arranged
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
-from pleas_fx.heads import Classes, given_lanes, head_nodes, output_groups
+from pleas_fx.heads import (
+    Classes,
+    given_lanes,
+    head_nodes,
+    in_matched_order,
+    output_groups,
+)
 from pleas_fx.ir import GroupId, Lane, LayerFit, Matching, Plan, Program, Report, Symmetry
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
@@ -234,6 +240,7 @@ def decide(
     Where the graph refuses a plan, the groups at that place become whole and planning repeats.
     """
     whole, choices = prepared.whole, None
+    given = in_matched_order(prepared.given, prepared.symmetries[0], observed.matching)
     while True:
         with clock.time("plan"):
             choices = menu(
@@ -241,7 +248,7 @@ def decide(
                 prepared.symmetries,
                 observed.statistics,
                 observed.matching,
-                Constraints(whole, prepared.given),
+                Constraints(whole, given),
                 prices=_prices(options, len(prepared.programs)),
                 widest=options.budget.width or math.inf,
                 known=choices,
@@ -259,7 +266,7 @@ def decide(
                 )
             except Mismatch as refusal:
                 with _refusals():
-                    whole = joined(whole, refusal, prepared.given)
+                    whole = joined(whole, refusal, given)
 
 
 def _prices(options: Options, sources: int) -> tuple[tuple[float, float], ...]:

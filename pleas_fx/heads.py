@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from pleas_fx.errors import IncompatibleModelsError, OptionError
-from pleas_fx.ir import GroupId, Lane, Program, Symmetry, everyone, only
+from pleas_fx.ir import GroupId, Lane, Matching, Program, Symmetry, everyone, only
 
 Classes = Sequence[Sequence[Hashable]]
 
@@ -65,6 +65,18 @@ def given_lanes(
         if int(fixed.id) not in carried and not (fixed.blocks and fixed.blocks.family in families):
             channels = np.tile(np.arange(fixed.size)[:, None], (1, len(programs)))
             lanes[fixed.id] = (Lane(everyone(len(programs)), channels),)
+    return lanes
+
+
+def in_matched_order(
+    given: Mapping[GroupId, tuple[Lane, ...]], symmetry: Symmetry, matching: Matching
+) -> dict[GroupId, tuple[Lane, ...]]:
+    """The same lanes; movable channels that no value carries are averaged with their matches."""
+    lanes = dict(given)
+    for group in symmetry.groups:
+        if group.id in lanes:
+            partner = matching.partner[group.id]
+            lanes[group.id] = (Lane(everyone(len(partner)), partner.T),)
     return lanes
 
 

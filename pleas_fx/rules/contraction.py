@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
 from pleas_fx.rules.pointwise import combine
-from pleas_fx.rules.reasons import SLIDES, SUMMED
+from pleas_fx.rules.reasons import SLIDES, SUMMED, SUMMED_BOTH
 
 
 def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -190,7 +190,7 @@ def _per_batch(ctx: Labeller, summed: Coordinates, free_dim: int) -> Tensor | No
     if not summed:
         return None
     for extra in summed[1:]:
-        ctx.pin(extra, "several coordinates along a summed index")
+        ctx.pin(extra, SUMMED_BOTH)
     labels = summed[0]
     if free_dim in pattern(labels):
         ctx.tie(labels, labels.narrow(free_dim, 0, 1))
