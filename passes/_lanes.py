@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,7 @@ class Walk:
         self.env: dict[str, Value] = {}
         self.inputs = 0
         self.values: dict[fx.Node, Any] = {}
+        self.whole: set[fx.Node] = set()  # tuples whose parts are in the sources' order
         self.made: dict[str, list[fx.Node]] = {}
         self._memo: dict[Any, fx.Node] = {}
         self._node: fx.Node | None = None
@@ -104,9 +106,16 @@ class Walk:
     def operand_groups(self, node: fx.Node) -> frozenset[GroupId]:
         return frozenset().union(*(v.groups for v in self.operands(node)))
 
+    def result_groups(self, node: fx.Node) -> frozenset[GroupId]:
+        """The planned groups of a value; of a tuple, those of its parts."""
+        if node.name in self.programs[0].shapes:
+            return self.groups_of(self.classes(node, 0))
+        parts = [n for n in node.users if n.target is operator.getitem]
+        return frozenset().union(*(self.result_groups(n) for n in parts))
+
     def mismatch(self, node: fx.Node, why: str) -> Mismatch:
         """A refusal that names every group the node touches."""
-        groups = self.operand_groups(node) | self.groups_of(self.classes(node, 0))
+        groups = self.operand_groups(node) | self.result_groups(node)
         return Mismatch(groups, node.name, why)
 
     def is_whole(self, groups: Iterable[GroupId], membership: Membership) -> bool:
@@ -363,6 +372,8 @@ class Walk:
         source = members(membership)[0]
         lookup = self.slots.get((source, membership))
         value = self.values[emitted]
+        if isinstance(value, (tuple, list)):
+            self.whole.add(emitted)
         if lookup is None or not isinstance(value, Tensor):
             return
         coordinates = [lookup[c] for c in self.classes(node, source) if self.groups_of([c])]

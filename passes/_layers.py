@@ -416,7 +416,7 @@ class Layers:
 
     def _opaque(self, node: fx.Node, module: nn.Module) -> None:
         walk, lanes = self.walk, {}
-        groups = walk.operand_groups(node) | walk.groups_of(walk.classes(node, 0))
+        groups = walk.operand_groups(node) | walk.result_groups(node)
         for S in walk.whole_first:
             if not walk.is_whole(groups, S):
                 continue

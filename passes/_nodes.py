@@ -131,6 +131,8 @@ class Nodes:
             if loaded is None:
                 raise walk.mismatch(node, "operands don't have the same lanes")
             lanes[S] = self._relaid(node, S, *loaded)
+            if not walk.whole.isdisjoint(lanes[S].all_input_nodes):
+                walk.relabel(node, S, lanes[S])
             walk.verify_or_follow(node, S, lanes[S])
         walk.keep(node, _collapse(walk, lanes))
 
