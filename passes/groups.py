@@ -66,11 +66,13 @@ def groups(program: Program) -> Symmetry:
     unlabelled: frozenset[Axis] = frozenset()
     grouped: dict[Axis, int] = {}
     for _ in range(ROUNDS):
-        found = unlabelled | positions(facts, tables, HELD)
+        found = unlabelled | positions(facts, tables, HELD, COMBINED)
         if found == unlabelled and not labeller.regroup and not collapses(facts):
             break
-        unlabelled, grouped = found, grouped | labeller.regroup
+        grouped = grouped | labeller.regroup
         known, colours = settled_axes(facts), signatures(facts)
+        if found != unlabelled:  # what they were tied to isn't known any more
+            unlabelled, known, colours = found, {}, NOTHING
         labeller, facts = _propagate(program, inputs, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
 

@@ -64,12 +64,19 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
     return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
 
 
-def positions(facts: Facts, tables: Set[str], reasons: Set[str]) -> frozenset[Axis]:
-    """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis."""
+def positions(
+    facts: Facts, tables: Set[str], reasons: Set[str], unlabelled: str
+) -> frozenset[Axis]:
+    """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis.
+
+    Nor are those that met a value ``unlabelled`` along them, whatever layers read later: what moves
+    with nothing stays, and needs no labels for that.
+    """
     classes = components(facts.count, facts.ties)
-    held, channel = np.zeros(facts.count, bool), np.zeros(facts.count, bool)
+    held, channel, met = (np.zeros(facts.count, bool) for _ in range(3))
     for labels, _, reason in facts.pins:
         (held if reason in reasons else channel)[classes[labels]] = True
+        met[classes[labels]] |= reason == unlabelled
     for axis, labels in facts.axes.items():
         if axis.key not in tables:
             channel[classes[labels[labels >= 0]]] = True
@@ -77,8 +84,10 @@ def positions(facts: Facts, tables: Set[str], reasons: Set[str]) -> frozenset[Ax
         axis
         for axis, labels in facts.axes.items()
         if axis.key in tables
-        and not channel[own := classes[labels]].any()
-        and (held[own].all() or len(np.unique(own)) == 1)
+        and (
+            met[own := classes[labels]].all()
+            or (not channel[own].any() and (held[own].all() or len(np.unique(own)) == 1))
+        )
     )
 
 

@@ -233,6 +233,7 @@ _ALL = (
     _network("split_attention", small.SplitAttentionNet, _SMALL),
     _network("selective", attention.SelectiveNet, _SMALL),
     _network("windows", attention.WindowNet, _SMALL),
+    _network("grid", attention.GridNet, _SMALL),
     _network("wrapped_attention", attention.WrappedNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 import pleas_fx as pf
 from passes.trace import trace
 from pleas_fx.errors import TraceError
+from tests.attention_networks import LeafNet
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
@@ -189,6 +190,22 @@ def test_a_network_around_a_leaf_merges_exactly() -> None:
     inputs = (INPUTS[0].double(),)
     result = pf.merge([a, b], inputs[0].repeat(4, 1, 1, 1), width=2.0, progress=False)
     assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
+
+
+@pytest.mark.parametrize("sources", [2, 3])
+def test_channels_inside_a_leaf_are_averaged_with_their_matches(sources: int) -> None:
+    """No value shows them, and the leaf gives a tuple: weights alone say which belong together."""
+    model, inputs = seeded(LeafNet, 0).double(), (INPUTS[0].double(),)
+    symmetry = pf.permutation_groups(model, inputs)
+    hidden = next(g for g in symmetry.groups if g.size == 11)
+    assert {axis.key.rpartition(".")[0] for axis in hidden.axes} == {
+        "inside.expand", "inside.contract",
+    }  # fmt: skip
+    copies = [symmetry.apply(model, symmetry.random(seed)) for seed in range(1, sources)]
+    result = pf.merge(
+        [model, *copies], inputs[0].repeat(4, 1, 1, 1), width=1.0, heads="shared", progress=False
+    )
+    assert worst(outputs(result.model, inputs), outputs(model, inputs)) < 1e-9
 
 
 class Optional(nn.Module):
