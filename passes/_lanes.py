@@ -348,6 +348,15 @@ class Walk:
         args = (joined, dim, sum(sizes[:at]), sizes[at])
         return self.emit("call_function", torch.narrow, args)
 
+    def slots_of_axes(self, outputs: Sequence[IntArray], membership: Membership) -> IntArray:
+        """The lane's slots in the order of the first member's axis: its structure survives."""
+        found = []
+        for s in members(membership):
+            slots = self.slots[s, membership][outputs[s]]
+            found.append(slots[slots >= 0])
+        rest = [np.setdiff1d(more, found[0]) for more in found[1:]]
+        return np.concatenate([found[0], *rest])
+
     def slots_along(self, emitted: fx.Node, dim: int) -> IntArray | None:
         """The slot ids along a dim of an emitted value, None when it has no labels there."""
         value = self.values[emitted]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from passes._lanes import Value, Walk, sorted_lanes, split
+from passes._parameters import Parameters, Site, mean
 from pleas_fx.ir import Axis, IntArray, Membership, members
 from pleas_fx.labels import compact, pattern
 from pleas_fx.lanes import (
@@ -21,7 +20,7 @@ from pleas_fx.lanes import (
     shared_positions,
     source_positions,
 )
-from pleas_fx.module_tree import attach, attribute, register, replace
+from pleas_fx.module_tree import attach, replace
 from pleas_fx.rules.modules import (
     Channelwise,
     Contraction,
@@ -42,26 +41,12 @@ class Read:
     columns: IntArray  # (inputs, sources): places on the sources' input axes
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One layer of the merged network, and what it stands for in every source."""
-
-    node: str  # of the source graph
-    emitted: str  # of the merged graph
-    source: str  # module path in the sources
-    module: str  # module path in the merged network
-    membership: Membership
-    rows: IntArray  # (outputs, sources): places on the sources' output axes, -1: none
-    columns: IntArray | None  # (inputs, sources); None for layers that are per channel
-    local: tuple[IntArray, ...] = ()  # grouped layers: per source (rows, inner) places, -1: none
-    parts: tuple[tuple[str, int], ...] = ()  # dense layers: the lanes it reads, and their channels
-
-
 class Layers:
     """Emits parametric modules and parameters, lane by lane."""
 
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
+        self.parameters = Parameters(walk)
         self.sites: list[Site] = []
         self._calls: dict[str, int] = {}
         self._states = [p.module.state_dict(keep_vars=True) for p in walk.programs]
@@ -138,6 +123,9 @@ class Layers:
 
     def _dense(self, node: fx.Node, module: nn.Module, entry: Contraction, x: Value) -> None:
         walk, lanes = self.walk, {}
+        if self._slides(node, entry, x) and self._stays(node):
+            self._beside(node, module, x)
+            return
         outputs = self._axes(node, "weight", entry.out_dim)
         wanted = self._output_lanes(outputs)
         if outputs is None and self._slides(node, entry, x):
@@ -146,8 +134,24 @@ class Layers:
                 raise walk.mismatch(node, "slides over channels, and needs them all")
         reads = {S: self._read(node, entry, x, S) for S in wanted}
         for S, read in reads.items():
-            slots = None if outputs is None else self._output_slots(outputs, S)
+            slots = None if outputs is None else self.walk.slots_of_axes(outputs, S)
             lanes[S] = self._dense_lane(node, module, entry, read, S, slots, len(wanted))
+            walk.verify(node, S, lanes[S])
+        walk.keep(node, lanes)
+
+    def _stays(self, node: fx.Node) -> bool:
+        """Whether a result has labels along the dims that a convolution could slide over."""
+        return any(max(c.shape[2:], default=1) > 1 for c in self.walk.classes(node, 0))
+
+    def _beside(self, node: fx.Node, module: nn.Module, x: Value) -> None:
+        """A kernel of one position over channels: every lane by itself, with its members' mean."""
+        walk, lanes = self.walk, {}
+        for S, operand in x.lanes.items():
+            layer = copy.deepcopy(module)
+            for name in layer.state_dict():
+                replace(layer, name, mean(self._state(node, name), S))
+            name = self._place(node, layer, S, len(x.lanes))
+            lanes[S] = walk.emit("call_module", name, (operand,))
             walk.verify(node, S, lanes[S])
         walk.keep(node, lanes)
 
@@ -158,15 +162,6 @@ class Layers:
         return sorted_lanes(
             {lane.membership for g in groups for lane in self.walk.table.lanes[g] if len(lane)}
         )
-
-    def _output_slots(self, outputs: list[IntArray], membership: Membership) -> IntArray:
-        """The lane's slots in the order of the first member's axis: its structure survives."""
-        found = []
-        for s in members(membership):
-            slots = self.walk.slots[s, membership][outputs[s]]
-            found.append(slots[slots >= 0])
-        rest = [np.setdiff1d(more, found[0]) for more in found[1:]]
-        return np.concatenate([found[0], *rest])
 
     def _dense_lane(
         self,
@@ -289,7 +284,7 @@ class Layers:
         if len(slots_in) % inner or outputs is None:
             raise walk.mismatch(node, "the channels don't fill whole blocks")
         blocks = len(slots_in) // inner
-        slots = self._output_slots(outputs, S)
+        slots = self.walk.slots_of_axes(outputs, S)
         if len(slots) != blocks * outer:
             raise walk.mismatch(node, "blocks are incomplete")
         rows = source_positions(slots, walk.table, outputs)
@@ -390,7 +385,7 @@ class Layers:
                     own, s = getattr(layer, name), members(S)[0]
                     walk.label(own, dim, walk.slots[s, S][axes[s][rows[:, s]]])
             elif tensor.is_floating_point():
-                replace(layer, name, _mean(self._state(node, name), S))
+                replace(layer, name, mean(self._state(node, name), S))
         name = self._place(node, layer, walk.everyone if alone else S, 1 if alone else 2)
         emitted = walk.emit("call_module", name, (source,))
         self._site(node, emitted, name, S, rows, None)
@@ -423,7 +418,7 @@ class Layers:
             if len(members(S)) > 1 and any(
                 c[0].ndim > 1
                 for name in module.state_dict()
-                for c in self._labelled(f"{node.target}.{name}").values()
+                for c in self.parameters.labelled(f"{node.target}.{name}").values()
             ):
                 continue
             picked = [walk.pick(v, S) for v in walk.operands(node)]
@@ -432,7 +427,7 @@ class Layers:
             layer = copy.deepcopy(module)
             for name, tensor in list(layer.state_dict(keep_vars=True).items()):
                 if tensor.is_floating_point():
-                    replace(layer, name, self._averaged(f"{node.target}.{name}", S))
+                    replace(layer, name, self.parameters.averaged(f"{node.target}.{name}", S))
             name = self._place(node, layer, S, walk.sources + 1)
             chosen = dict(zip(node.all_input_nodes, picked, strict=True))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), chosen.__getitem__)
@@ -441,78 +436,3 @@ class Layers:
         if not lanes:
             raise walk.mismatch(node, f"a {type(module).__name__} needs all channels")
         walk.keep(node, lanes)
-
-    def _labelled(self, key: str) -> dict[int, list[IntArray]]:
-        """The dims of a parameter that hold planned channels, and the sources' classes there."""
-        layouts = self.walk.layouts
-        own = [axis for axis in layouts[0].axes if axis.key == key]
-        return {
-            axis.dim: [layout.axes[axis] for layout in layouts]
-            for axis in own
-            if self.walk.groups_of([layouts[0].axes[axis]])
-        }
-
-    def _averaged(self, key: str, membership: Membership) -> Tensor:
-        """The members' mean of a parameter of a whole lane, in the order of the first member."""
-        tensors = [attribute(p.module, key) for p in self.walk.programs]
-        places = [
-            (dim, source_positions(self._output_slots(axes, membership), self.walk.table, axes))
-            for dim, axes in self._labelled(key).items()
-        ]
-        if len(members(membership)) == 1 or not places:
-            return _mean(tensors, membership)
-        return blend(tensors, *places)
-
-    def parameter(self, node: fx.Node) -> None:
-        """A parameter or buffer that the graph reads directly."""
-        walk, key = self.walk, str(node.target)
-        tensors = [attribute(p.module, key) for p in walk.programs]
-        classes = self._labelled(key)
-        planned = [g for c in classes.values() for g in walk.groups_of([c[0]])]
-        wanted: Sequence[Membership] = walk.whole_first
-        if planned:
-            found = {lane.membership for g in planned for lane in walk.table.lanes[g] if len(lane)}
-            wanted = sorted_lanes(found)
-        equal = all(torch.equal(t, tensors[0]) for t in tensors[1:])
-        lanes: dict[Membership, fx.Node] = {}
-        for S in wanted:
-            if equal and not planned and walk.everyone in lanes and S in walk.singles:
-                lanes[S] = lanes[walk.everyone]
-                continue
-            lanes[S] = self._parameter_lane(node, tensors, classes, S, len(wanted))
-        walk.keep(node, lanes)
-
-    def _parameter_lane(
-        self,
-        node: fx.Node,
-        tensors: Sequence[Tensor],
-        classes: Mapping[int, list[IntArray]],
-        S: Membership,
-        lanes: int,
-    ) -> fx.Node:
-        walk = self.walk
-        slots = {dim: self._output_slots(axes, S) for dim, axes in classes.items()}
-        if any(len(own) == 0 for own in slots.values()):
-            raise walk.mismatch(node, "the axes of a parameter have different lanes")
-        places = [
-            (dim, source_positions(slots[dim], walk.table, axes)) for dim, axes in classes.items()
-        ]
-        tensor = blend(tensors, *places) if places else _mean(tensors, S)
-        name = walk.lane_name(str(node.target), S, lanes == 1 and walk.everyone == S)
-        register(walk.root, name, tensor, isinstance(tensors[0], nn.Parameter))
-        emitted = walk.emit("get_attr", name)
-        walk.labeller.source(walk.values[emitted])
-        walk.labeller.assign(walk.values[emitted], [])
-        for dim, ids in slots.items():
-            walk.label(walk.values[emitted], dim, ids)
-        rows = places[0][1] if places else identity_positions(1, S, walk.sources)
-        self.sites.append(Site(node.name, emitted.name, str(node.target), name, S, rows, None))
-        return emitted
-
-
-def _mean(tensors: Sequence[Tensor], membership: Membership) -> Tensor:
-    """The mean over the members; what isn't a float can't be averaged and is the first one's."""
-    own = [tensors[s].detach() for s in members(membership)]
-    if not own[0].is_floating_point() or any(t.shape != own[0].shape for t in own):
-        return own[0].clone()
-    return torch.stack(own).mean(0)

@@ -28,6 +28,7 @@ from pleas_fx.classes import (
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
+from pleas_fx.rules.modules import contraction
 from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN
 
 ROUNDS = 4
@@ -63,10 +64,11 @@ def groups(program: Program) -> Symmetry:
         inputs = program.inputs
         labeller, facts = _propagate(program, inputs, {}, NOTHING)
     tables = {str(n.target) for n in program.module.graph.nodes if n.op == "get_attr"}
+    read = _read_axes(program)
     unlabelled: frozenset[Axis] = frozenset()
     grouped: dict[Axis, int] = {}
     for _ in range(ROUNDS):
-        found = unlabelled | positions(facts, tables, HELD, COMBINED)
+        found = unlabelled | positions(facts, tables, read, HELD, COMBINED)
         if found == unlabelled and not labeller.regroup and not collapses(facts):
             break
         grouped = grouped | labeller.regroup
@@ -75,6 +77,13 @@ def groups(program: Program) -> Symmetry:
             unlabelled, known, colours = found, {}, NOTHING
         labeller, facts = _propagate(program, inputs, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
+
+
+def _read_axes(program: Program) -> frozenset[Axis]:
+    """The input axes of layers' weights."""
+    calls = [str(n.target) for n in program.module.graph.nodes if n.op == "call_module"]
+    found = ((key, contraction(program.module.get_submodule(key))) for key in calls)
+    return frozenset(Axis(f"{key}.weight", entry.in_dim) for key, entry in found if entry)
 
 
 def _propagate(

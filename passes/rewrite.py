@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from passes._lanes import Mismatch, Walk
-from passes._layers import Layers, Site
+from passes._layers import Layers
 from passes._nodes import Nodes
+from passes._parameters import Site
 from pleas_fx.ir import GroupId, Lane, Layout, Membership, Program, Symmetry
 from pleas_fx.lanes import SlotTable, slot_table
 
@@ -81,7 +82,7 @@ def _emit(walk: Walk, layers: Layers, nodes: Nodes, node: fx.Node, heads: str) -
     elif node.op == "placeholder":
         nodes.placeholder(node)
     elif node.op == "get_attr":
-        layers.parameter(node)
+        layers.parameters.emit(node)
     elif node.op == "call_module" and layers.handles(node):
         layers.call(node)
     else:
@@ -104,9 +105,10 @@ def _finish(walk: Walk, layers: Layers, nodes: Nodes) -> Rewritten:
         name: {S: n.name for S, n in value.lanes.items() if n.name in alive}
         for name, value in walk.env.items()
     }
+    sites = (*layers.sites, *layers.parameters.sites)
     return Rewritten(
         module=module,
-        sites=tuple(site for site in layers.sites if site.emitted in alive),
+        sites=tuple(site for site in sites if site.emitted in alive),
         emitted=emitted,
         lanes=lanes,
         table=walk.table,

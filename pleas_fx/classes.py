@@ -15,6 +15,9 @@ from pleas_fx.permuting import occurrences
 PORTION = 1 << 20
 
 
+BoolArray = npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the label propagation found, as arrays of label ids."""
@@ -65,30 +68,32 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
 
 
 def positions(
-    facts: Facts, tables: Set[str], reasons: Set[str], unlabelled: str
+    facts: Facts, tables: Set[str], read: Set[Axis], reasons: Set[str], unlabelled: str
 ) -> frozenset[Axis]:
     """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis.
 
-    Nor are those that met a value ``unlabelled`` along them, whatever layers read later: what moves
-    with nothing stays, and needs no labels for that.
+    Layers may ``read`` what met a value ``unlabelled`` along it: patches that are joined, say. What
+    moves with nothing stays in place, and needs no labels for that.
     """
     classes = components(facts.count, facts.ties)
-    held, channel, met = (np.zeros(facts.count, bool) for _ in range(3))
+    held, channel, met, made = (np.zeros(facts.count, bool) for _ in range(4))
     for labels, _, reason in facts.pins:
         (held if reason in reasons else channel)[classes[labels]] = True
         met[classes[labels]] |= reason == unlabelled
     for axis, labels in facts.axes.items():
-        if axis.key not in tables:
-            channel[classes[labels[labels >= 0]]] = True
+        own = classes[labels[labels >= 0]]
+        channel[own] |= axis.key not in tables
+        made[own] |= axis.key not in tables and axis not in read
     return frozenset(
         axis
         for axis, labels in facts.axes.items()
-        if axis.key in tables
-        and (
-            met[own := classes[labels]].all()
-            or (not channel[own].any() and (held[own].all() or len(np.unique(own)) == 1))
-        )
+        if axis.key in tables and _in_place(classes[labels], held, channel, met & ~made)
     )
+
+
+def _in_place(own: IntArray, held: BoolArray, channel: BoolArray, met: BoolArray) -> bool:
+    known = held[own].all() or len(np.unique(own)) == 1
+    return bool(met[own].all() or (known and not channel[own].any()))
 
 
 def assemble(facts: Facts) -> Grouping:

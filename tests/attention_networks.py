@@ -82,6 +82,20 @@ class GridNet(nn.Module):
         return self.head(self.join(x).mean((1, 2)))
 
 
+class AggregatingNet(nn.Module):
+    """Means of three stages with the same channels, summed up with weights (CoaT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more, self.last = (conv_bn_relu(n, 7) for n in (3, 7, 7))
+        self.aggregate = nn.Conv1d(3, 1, 1)
+        self.fc = nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stages = [x := self.stem(x), x := x + self.more(x), x + self.last(x)]
+        return self.fc(self.aggregate(torch.stack(list(map(pooled, stages)), 1)).flatten(1))
+
+
 class Inside(nn.Module):
     """Hidden channels that no value of the graph carries: its code looks at sizes of its data."""
 

@@ -233,6 +233,7 @@ _ALL = (
     _network("split_attention", small.SplitAttentionNet, _SMALL),
     _network("selective", attention.SelectiveNet, _SMALL),
     _network("windows", attention.WindowNet, _SMALL),
+    _network("aggregating", attention.AggregatingNet, _SMALL),
     _network("grid", attention.GridNet, _SMALL),
     _network("wrapped_attention", attention.WrappedNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
@@ -263,7 +264,7 @@ BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
-    padded_shortcut split_attention selective nested_blocks crossed_blocks linear_attention
-    detector two_inputs""".split()
+    padded_shortcut aggregating split_attention selective nested_blocks crossed_blocks
+    linear_attention detector two_inputs""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

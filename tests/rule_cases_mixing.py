@@ -130,6 +130,17 @@ def _attention(s: Any, x: Tensor) -> Tensor:
     return s.b(mixed.transpose(1, 2).flatten(2))
 
 
+def _stacked(s: Any, x: Tensor) -> Tensor:
+    """Two means with the same channels, summed up with weights by a kernel of one position."""
+    means = torch.stack([s.a(x).mean((2, 3)), s.c(x).mean((2, 3))], 1)
+    return s.b(s.q(means).flatten(1))
+
+
+def _skipped(s: Any, x: Tensor) -> Tensor:
+    """Every other channel, by a stride along them."""
+    return s.b(s.q(s.a(x).mean((2, 3)).unsqueeze(1)).flatten(1))
+
+
 CONTRACTION = [
     *_convolutions(),
     Case("grouped", chain(plain(2, 15), grouped(15, 21, 3), plain(21, 3)), "3x5 3x7"),
@@ -160,6 +171,14 @@ CONTRACTION = [
         chain(plain(2, 5), grouped(5, 10, 5), grouped(10, 30, 10), plain(30, 3)),
         "5x1 5x1 5x1 5x3 5x3",
     ),
+    Case("kernel-of-one-position", net(
+        _stacked, a=lambda: conv(2, 5), c=lambda: conv(2, 5), q=lambda: nn.Conv1d(2, 1, 1),
+        b=lambda: nn.Linear(5, 3),
+    ), "5", "a.weight.1 c.weight.1 q.weight.1"),
+    Case("kernel-of-one-position-strided", net(
+        _skipped, a=lambda: conv(2, 5), q=lambda: nn.Conv1d(1, 1, 1, stride=2),
+        b=lambda: nn.Linear(3, 3),
+    ), "", "a.weight.0 a.weight.1 a.bias.0 b.weight.1"),
     Case("radix", net(
         lambda s, x: s.b(s.g(s.a(x)).unflatten(1, (3, 7)).relu().sum(1)),
         a=plain(2, 15), g=grouped(15, 21, 3), b=plain(7, 3),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor
 
-from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, pattern
+from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, compact, pattern
 from pleas_fx.rules.pointwise import combine
 from pleas_fx.rules.reasons import SLIDES, SUMMED, SUMMED_BOTH
 
@@ -14,13 +16,16 @@ def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
     """``convolution(x, w, b, …, transposed, …, groups)``, any number of spatial dims.
 
     Labels along the spatial dims are tied into one class a channel (the kernel treats all
-    positions alike). A grouped convolution makes blocks: its groups may be exchanged as wholes.
+    positions alike), but where the kernel is a single position they stay what they are. A grouped
+    convolution makes blocks: its groups may be exchanged as wholes.
     """
     x, weight, bias = call.args[0], call.args[1], call.arg(2, "bias")
     transposed, groups = bool(call.args[6]), int(call.args[8])
     out = call.outs[0]
     _pin_kernel(ctx, weight)
-    channels = _input_channels(ctx, x)
+    still = _still_dims(call)
+    beside = [compact(c).expand(out.shape) for c in ctx.of(x) if _stays(c, still)]
+    channels = _input_channels(ctx, x, still)
     if groups == 1:
         labels = _dense(ctx, weight, channels, transposed)
     elif groups == x.shape[1] and weight.shape[1] == 1 and out.shape[1] == x.shape[1]:
@@ -29,11 +34,29 @@ def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
         labels = _grouped(ctx, weight, channels, groups, transposed)
     if labels is None:
         _pin_all(ctx, bias, "bias of channels without labels")
-        return [[]]
+        return [beside]
     for coordinate in ctx.of(bias):
         ctx.tie(coordinate, labels)
     shape = [1, -1] + [1] * (out.dim() - 2)
-    return [[labels.view(shape).expand(out.shape)]]
+    return [[labels.view(shape).expand(out.shape), *beside]]
+
+
+def _still_dims(call: Call) -> set[int]:
+    """Spatial dims along which every output position reads the same position of the input."""
+    weight, stride, padding = call.args[1], call.args[3], call.args[4]
+    return {
+        dim
+        for dim in range(2, weight.dim())
+        if weight.shape[dim] == 1
+        and call.args[0].shape[dim] == call.outs[0].shape[dim]
+        and stride[min(dim - 2, len(stride) - 1)] == 1
+        and padding[min(dim - 2, len(padding) - 1)] == 0
+    }
+
+
+def _stays(labels: Tensor, still: Set[int]) -> bool:
+    varying = pattern(labels)
+    return bool(varying) and still >= set(varying)
 
 
 def _pin_kernel(ctx: Labeller, weight: Tensor) -> None:
@@ -47,11 +70,13 @@ def _pin_all(ctx: Labeller, tensor: object, reason: str) -> None:
         ctx.pin(labels, reason)
 
 
-def _input_channels(ctx: Labeller, x: Tensor) -> Tensor | None:
+def _input_channels(ctx: Labeller, x: Tensor, still: Set[int]) -> Tensor | None:
     """One label an input channel, or None."""
     found: Tensor | None = None
     for labels in ctx.of(x):
         varying = pattern(labels)
+        if _stays(labels, still):
+            continue
         if 1 in varying and found is None:
             found = ctx.flatten(labels, [d for d in range(x.dim()) if d != 1], 1)
         else:
