@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from passes._concrete import computes_weights, concrete_trace
+from passes._exported import exported
 from passes._inline import inlined
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
@@ -36,25 +37,37 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     """A program of ``model`` in eval mode; ``inputs`` are example inputs, batch first.
 
     The model itself is untouched: a deep copy is traced, symbolically where that works, else with
-    the sizes of the example. In-place operators become ordinary ones, operators that do nothing in
-    eval mode (dropout, stochastic depth) disappear.
+    the sizes of the example, else by torch.export. In-place operators become ordinary ones,
+    operators that do nothing in eval mode (dropout, stochastic depth) disappear.
 
     Raises:
         TraceError: no graph computes what the model does on the example inputs.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    _refuse_scripts(model)
     given = tuple(inputs)
-    try:
-        return _program(_symbolic, model, given)
-    except TraceError as failure:
-        known = partial(concrete_trace, inputs=given)
+    ends: dict[str, FrontEnd] = {
+        "can't be traced by torch.fx": _symbolic,
+        "nor with known sizes": partial(concrete_trace, inputs=given),
+        "nor by torch.export": partial(exported, inputs=given),
+    }
+    failures = []
+    for name, front_end in ends.items():
         try:
-            return _program(known, model, given)
-        except TraceError as other:
-            name = type(model).__name__
-            text = f"{name} can't be traced by torch.fx: {failure}; nor with known sizes: {other}"
-            raise TraceError(text) from other
+            return _program(front_end, model, given)
+        except TraceError as failure:
+            failures.append(f"{name}: {failure}")
+    raise TraceError(f"{type(model).__name__} {'; '.join(failures)}")
+
+
+def _refuse_scripts(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"module {name or type(model).__name__} is TorchScript, which has no graph of "
+                "torch.fx; give the model as it was before scripting"
+            )
 
 
 FrontEnd = Callable[[nn.Module], fx.GraphModule]

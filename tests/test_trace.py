@@ -106,16 +106,27 @@ def test_results_of_in_place_calls_need_no_name() -> None:
     assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
 
 
-def test_graphs_that_compute_something_else_are_refused() -> None:
-    """Writes through a view are lost on the way: better no program than a wrong one."""
+def test_writes_through_a_view_are_followed() -> None:
+    """They are lost on a tracer's way, which a comparison with the model tells."""
 
     def written(_: nn.Module, x: Tensor) -> Tensor:
         y = x.clone()
         y[:, 1:].mul_(3.0)
         return y
 
+    model = seeded(lambda: Controlled(written), 0)
+    program = trace(model, INPUTS)
+    assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) < 1e-6
+
+
+def test_graphs_that_compute_something_else_are_refused() -> None:
+    """Better no program than a wrong one."""
+
+    def random(_: nn.Module, x: Tensor) -> Tensor:
+        return x * torch.rand_like(x)
+
     with pytest.raises(TraceError, match="doesn't compute what the model does"):
-        trace(seeded(lambda: Controlled(written), 0), INPUTS)
+        trace(seeded(lambda: Controlled(random), 0), INPUTS)
 
 
 def test_contents_of_tensors_decide_nothing() -> None:
@@ -238,3 +249,92 @@ def test_the_model_is_left_alone() -> None:
     trace(model, INPUTS)
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def checking(x: Tensor) -> Tensor:
+    """Refuses what is no tensor, and so every tracer's stand-in."""
+    if not isinstance(x, Tensor):
+        raise TypeError("no tensor")
+    return x.relu()
+
+
+def bordered(x: Tensor) -> Tensor:
+    """Written into the middle of zeros."""
+    border = torch.zeros(x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3] + 2, dtype=x.dtype)
+    border[:, :, 1:-1, 1:-1] = x
+    return border
+
+
+def clipped(x: Tensor) -> Tensor:
+    """Written where a mask says so."""
+    x = x * 1.0
+    x[x > 1] = 1.0
+    return x
+
+
+def mapped(x: Tensor) -> Tensor:
+    """One example at a time."""
+    return torch.vmap(lambda one: one.relu() * 2)(x)
+
+
+def branching(x: Tensor) -> Tensor:
+    """Both branches are in the graph."""
+    return torch.cond(x.sum() > 0, lambda t: t.relu(), lambda t: t.relu() + 1, (x,))
+
+
+class Between(nn.Module):
+    """Layers around a function, a result with names, and inputs that nobody gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second, self.head = nn.Conv2d(6, 8, 3, stride=2), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, *others: Tensor, **more: Tensor) -> dict[str, Tensor]:
+        x = self.second(self.function(self.norm(self.first(x))))
+        return {"map": x, "logits": self.head(x.mean((2, 3)))}
+
+
+FOLLOWED_BY_EXPORT = [checking, bordered, clipped, mapped]
+
+
+@pytest.mark.parametrize("function", FOLLOWED_BY_EXPORT)
+def test_what_tracers_can_not_follow_goes_through_torch_export(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    """The graph has the model's layers and the nesting of its result, and takes any batch."""
+    model = seeded(lambda: Between(function), 0)
+    program = trace(model, INPUTS)
+    layers = {str(n.target) for n in program.module.graph.nodes if n.op == "call_module"}
+    assert layers == {"first", "norm", "second", "head"}
+    for inputs in (INPUTS, noise((5, 3, 9, 9))):
+        assert program.module(*inputs).keys() == {"map", "logits"}
+        assert worst(outputs(program.module, inputs), outputs(model, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("function", FOLLOWED_BY_EXPORT)
+def test_exported_networks_are_analysed_and_merged(function: Callable[[Tensor], Tensor]) -> None:
+    """Through the same rules; an operator without a rule freezes what it touches."""
+    a, b = (seeded(lambda: Between(function), seed).double() for seed in (0, 1))
+    inputs = (INPUTS[0].double(),)
+    symmetry = pf.permutation_groups(a, inputs)
+    assert symmetry.certificate.passed
+    assert not symmetry.certificate.culprits
+    movable = {axis.key for group in symmetry.groups for axis in group.axes}
+    assert ("first.weight" in movable) == (function not in (bordered, clipped))
+    result = pf.merge([a, b], inputs[0].repeat(4, 1, 1, 1), width=2.0, progress=False)
+    assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
+
+
+def test_graphs_in_a_graph_are_refused() -> None:
+    """No rule looks into them."""
+    with pytest.raises(TraceError, match="cond runs graphs of its own"):
+        trace(seeded(lambda: Between(branching), 0), INPUTS)
+
+
+def test_scripted_modules_are_refused_by_name() -> None:
+    """They have no graph that could be rewritten."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()))
+    with pytest.raises(TraceError, match="module 1 is TorchScript"):
+        trace(model, INPUTS)
