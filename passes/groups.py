@@ -31,7 +31,7 @@ from pleas_fx.rules import RULES
 from pleas_fx.rules.modules import contraction
 from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN
 
-ROUNDS = 4
+ROUNDS = 6
 HELD = frozenset({COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)

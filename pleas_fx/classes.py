@@ -15,9 +15,6 @@ from pleas_fx.permuting import occurrences
 PORTION = 1 << 20
 
 
-BoolArray = npt.NDArray[np.bool_]
-
-
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the label propagation found, as arrays of label ids."""
@@ -73,7 +70,8 @@ def positions(
     """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis.
 
     Layers may ``read`` what met a value ``unlabelled`` along it: patches that are joined, say. What
-    moves with nothing stays in place, and needs no labels for that.
+    moves with nothing stays in place, and needs no labels for that. Where there is none of these,
+    axes whose entries are all tied to each other; as long as positions have labels, they tie more.
     """
     classes = components(facts.count, facts.ties)
     held, channel, met, made = (np.zeros(facts.count, bool) for _ in range(4))
@@ -84,16 +82,13 @@ def positions(
         own = classes[labels[labels >= 0]]
         channel[own] |= axis.key not in tables
         made[own] |= axis.key not in tables and axis not in read
-    return frozenset(
-        axis
-        for axis, labels in facts.axes.items()
-        if axis.key in tables and _in_place(classes[labels], held, channel, met & ~made)
-    )
-
-
-def _in_place(own: IntArray, held: BoolArray, channel: BoolArray, met: BoolArray) -> bool:
-    known = held[own].all() or len(np.unique(own)) == 1
-    return bool(met[own].all() or (known and not channel[own].any()))
+    own_classes = {a: classes[labels] for a, labels in facts.axes.items() if a.key in tables}
+    stay, still = met & ~made, held & ~channel
+    found = [a for a, own in own_classes.items() if stay[own].all() or still[own].all()]
+    if not found:
+        tied = {a for a, own in own_classes.items() if len(np.unique(own)) == 1}
+        found = [a for a in tied if not channel[own_classes[a]].any()]
+    return frozenset(found)
 
 
 def assemble(facts: Facts) -> Grouping:
