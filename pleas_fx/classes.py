@@ -70,7 +70,8 @@ def positions(
     """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis.
 
     Layers may ``read`` what met a value ``unlabelled`` along it: patches that are joined, say. What
-    moves with nothing stays in place, and needs no labels for that. Where there is none of these,
+    moves with nothing stays in place, and needs no labels for that (some entries tell for all: the
+    others may have been cut off). Where there is none of these,
     axes whose entries are all tied to each other; as long as positions have labels, they tie more.
     """
     classes = components(facts.count, facts.ties)
@@ -83,8 +84,12 @@ def positions(
         channel[own] |= axis.key not in tables
         made[own] |= axis.key not in tables and axis not in read
     own_classes = {a: classes[labels] for a, labels in facts.axes.items() if a.key in tables}
-    stay, still = met & ~made, held & ~channel
-    found = [a for a, own in own_classes.items() if stay[own].all() or still[own].all()]
+    still = held & ~channel
+    found = [
+        axis
+        for axis, own in own_classes.items()
+        if still[own].all() or (met[own].any() and not made[own].any())
+    ]
     if not found:
         tied = {a for a, own in own_classes.items() if len(np.unique(own)) == 1}
         found = [a for a in tied if not channel[own_classes[a]].any()]
