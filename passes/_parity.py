@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Parity:
     outputs: tuple[tuple[str, float], ...]  # per output, over all batches
     batches: tuple[int, ...]
     exporter: str
+    rounding: float = 0.0  # the network's own, in float32; known where the error is large
 
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {error:.2e}" for name, error in self.outputs)
@@ -70,6 +72,22 @@ def compare(
         pairs = zip(output_names, expected, found, strict=True)
         errors[batch] = {name: relative_error(a, b) for name, a, b in pairs}
     return errors
+
+
+def own_rounding(network: nn.Module, example: Inputs, batches: Sequence[int]) -> float:
+    """How far the network itself lies from its float64 values, on the inputs of :func:`compare`.
+
+    Raises:
+        ExportError: it doesn't run in float64.
+    """
+    precise = copy.deepcopy(network).double()
+    found = 0.0
+    for batch in batches:
+        inputs = example if batch == batch_of(example) else resized(example, batch)
+        doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+        pairs = zip(outputs(precise, doubled), outputs(network, inputs), strict=True)
+        found = max([found, *(relative_error(a, b) for a, b in pairs)])
+    return found
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

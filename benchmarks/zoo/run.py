@@ -24,7 +24,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 Fields = dict[str, Any]
 OF_MERGES = """planted_error planted_merged ensemble_error ensemble_flops merge_flops onnx_error
-    exporter warnings peak_mb""".split()
+    onnx_rounding exporter warnings peak_mb""".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def renewed(earlier: Fields, analysis: Fields) -> Fields:
     """A record whose analysis was done again; what its merges gave stays."""
     if analysis["status"] != "analysed" or earlier.get("status") != "finished":
         return analysis
-    kept = {key: earlier[key] for key in (*OF_MERGES, "errors", "status")}
+    kept = {key: earlier.get(key) for key in (*OF_MERGES, "errors", "status")}
     return analysis | kept | {"seconds": earlier["seconds"] | analysis["seconds"]}
 
 

@@ -60,6 +60,7 @@ class Record:
     ensemble_flops: float | None = None
     merge_flops: float | None = None
     onnx_error: float | None = None
+    onnx_rounding: float | None = None  # of the network itself, where the error is large
     exporter: str | None = None
     warnings: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
@@ -177,6 +178,7 @@ class Worker:
             inputs = tuple(x[:EXAMPLES] for x in self.data)
             parity = pleas_fx.export_onnx(self.merged.model, inputs, file)
         self.record.onnx_error, self.record.exporter = parity.max_error, parity.exporter
+        self.record.onnx_rounding = parity.rounding or None
 
     def _merged(self, sources: Any, **options: Any) -> pleas_fx.MergeResult:
         return pleas_fx.merge(sources, self.data[0], progress=False, **options)
