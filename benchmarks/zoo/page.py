@@ -142,6 +142,8 @@ def _faults(record: Fields) -> list[str]:
     certificate = record.get("certificate")
     if certificate and certificate["culprits"]:
         faults.append(f"certificate froze {len(certificate['culprits'])} wrong groups")
+    elif certificate and not certificate["negative_control_caught"]:
+        faults.append("certificate: exchanging two channels changed no output")
     elif certificate and not certificate["passed"]:
         faults.append(f"certificate failed, error {certificate['max_error']:.1e}")
     bounds = (("planted_error", SINGLE), ("ensemble_error", SINGLE), ("ensemble_flops", FLOPS))
