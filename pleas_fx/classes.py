@@ -71,8 +71,8 @@ def positions(
 
     Layers may ``read`` what met a value ``unlabelled`` along it: patches that are joined, say. What
     moves with nothing stays in place, and needs no labels for that (some entries tell for all: the
-    others may have been cut off). Where there is none of these,
-    axes whose entries are all tied to each other; as long as positions have labels, they tie more.
+    others may have been cut off). Where there is none of these, axes whose entries are all tied to
+    each other; as long as positions have labels, they tie more.
     """
     classes = components(facts.count, facts.ties)
     held, channel, met, made = (np.zeros(facts.count, bool) for _ in range(4))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.accuracy.page import write
-from benchmarks.accuracy.records import REFERENCES, Key, Record, Records
+from benchmarks.accuracy.records import REFERENCE_CASE, Key, Record, Records
 from benchmarks.accuracy.summary import ahead, cells
 
 VERSIONS = {"pleas": 2}
@@ -39,7 +39,7 @@ def measured(folder: Path) -> Records:
     records = Records(folder / "records.jsonl", VERSIONS)
     records.add(case("pleas"), [record("pleas", 0.9)])
     records.add(case("zipit"), [record("zipit", math.nan)])
-    records.add(case(REFERENCES, 0.0), [record(m, 0.8, 0.0) for m in REFERENCE_METHODS])
+    records.add(case(REFERENCE_CASE, 0.0), [record(m, 0.8, 0.0) for m in REFERENCE_METHODS])
     return records
 
 
@@ -54,7 +54,7 @@ def test_what_was_published_is_not_measured_again(tmp_path: Path) -> None:
     """Its seconds are of another machine and left out; the rest is the same."""
     write(measured(tmp_path), tmp_path / "docs")
     found = published(tmp_path, VERSIONS)
-    for method, budget in (("pleas", 1.0), ("zipit", 1.0), (REFERENCES, 0.0)):
+    for method, budget in (("pleas", 1.0), ("zipit", 1.0), (REFERENCE_CASE, 0.0)):
         assert case(method, budget) in found
     assert case("pleas", 0.5) not in found
     assert {r.method: r.accuracy for r in found if r.method != "zipit"} == {

@@ -12,7 +12,7 @@ from torch import nn
 import pleas_fx as pf
 from benchmarks.accuracy.evaluate import ENSEMBLES, Tests
 from benchmarks.accuracy.methods import METHODS
-from benchmarks.accuracy.records import Record
+from benchmarks.accuracy.records import REFERENCE_CASE, Record
 from benchmarks.accuracy.rivals.aligned import Request
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, ceiling, given, sources
@@ -49,7 +49,7 @@ def measure(case: Case, store: Store) -> list[Record]:
     scenario = SCENARIOS[case.setting.scenario]
     models = sources(scenario, case.setting.architecture, case.setting.seed, store)
     tests = Tests(scenario, store)
-    if case.method == "references":
+    if case.method == REFERENCE_CASE:
         return _references(case, models, tests, store)
     start = time.perf_counter()
     try:

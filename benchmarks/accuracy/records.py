@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 Key = tuple[str, str, int, str, float]
 FIRST = 1  # version
-REFERENCES = "references"  # the case of everything that is no merge
+REFERENCE_CASE = "references"  # the case of everything that is no merge
 
 
 class Keyed(Protocol):
@@ -108,7 +108,7 @@ def _cases(rows: Iterable[Mapping[str, Any]], references: Collection[str]) -> li
         known: dict[str, Any] = {k: math.nan if v is None else v for k, v in row.items()}
         version = known.pop("version", FIRST)
         record: dict[str, Any] = {"seconds": 0.0, **known}
-        method = REFERENCES if record["method"] in references else record["method"]
+        method = REFERENCE_CASE if record["method"] in references else record["method"]
         where = (record["scenario"], record["architecture"], record["seed"])
         key: Key = (*where, method, record["budget"])
         line = found.setdefault(key, {"case": key, "version": version, "records": []})

@@ -16,7 +16,7 @@ from benchmarks.accuracy.data import MissingDataError
 from benchmarks.accuracy.measure import Case, Setting, measure
 from benchmarks.accuracy.methods import CURVE, METHODS, REFERENCES
 from benchmarks.accuracy.page import write
-from benchmarks.accuracy.records import Records
+from benchmarks.accuracy.records import REFERENCE_CASE, Records
 from benchmarks.accuracy.scenarios import CURVES, MAIN, SCENARIOS, SLOW
 from benchmarks.accuracy.tasks import Store
 
@@ -46,8 +46,11 @@ def _matching(pattern: str, seeds: int) -> Iterator[Case]:
                 if name not in MAIN and architecture != FIRST:
                     continue
                 setting = Setting(name, architecture, seed)
-                if fnmatch(f"{name}/{architecture}/references", pattern) and not scenario.brief:
-                    yield Case(setting, "references", 0.0)
+                if (
+                    fnmatch(f"{name}/{architecture}/{REFERENCE_CASE}", pattern)
+                    and not scenario.brief
+                ):
+                    yield Case(setting, REFERENCE_CASE, 0.0)
                 yield from _merges(setting, pattern)
 
 

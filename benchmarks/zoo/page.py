@@ -80,7 +80,7 @@ def agrees(record: Fields) -> bool:
 
 CHECKS: tuple[tuple[str, Callable[[Fields], bool]], ...] = (
     ("certified", certified),
-    ("merged", merged),
+    ("merges tried", merged),
     ("planted permutation recovered to 1e-4", _below("planted_error", SINGLE)),
     ("exact ensemble to 1e-4", _below("ensemble_error", SINGLE)),
     ("ensemble within 2.02 times the FLOPs", _below("ensemble_flops", FLOPS)),
@@ -92,8 +92,8 @@ CHECKS: tuple[tuple[str, Callable[[Fields], bool]], ...] = (
 def _summary(records: Sequence[Fields], total: int) -> list[str]:
     kinds = sorted({_kind(r) for r in records})
     lines = [
-        f"{len(records)} of {total} networks analysed, {sum(map(merged, records))} of them merged "
-        f"too; wrong groups in {sum(map(wrong, records))}. `make zoo` goes on with the rest; what "
+        f"{len(records)} of {total} networks analysed, {sum(map(merged, records))} merges tried; "
+        f"wrong groups in {sum(map(wrong, records))}. `make zoo` goes on with the rest; what "
         "only the merges can show is not known for networks that were only analysed.",
         "",
         "| | all | " + " | ".join(kinds) + " |",
