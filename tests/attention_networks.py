@@ -96,6 +96,27 @@ class AggregatingNet(nn.Module):
         return self.fc(self.aggregate(torch.stack(list(map(pooled, stages)), 1)).flatten(1))
 
 
+class LambdaNet(nn.Module):
+    """Queries read keys mixed from the neighbours of every value channel (LambdaNetworks)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv = conv_bn_relu(3, 6), nn.Conv2d(6, 2 * 4 + 4 + 5, 1)
+        self.mix = nn.Conv3d(1, 4, (3, 3, 1), padding=(1, 1, 0))
+        self.norm, self.fc = nn.BatchNorm2d(10), nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, height, width = (x := self.stem(x)).shape
+        q, k, v = torch.split(self.qkv(x), [8, 4, 5], 1)
+        q, v = q.reshape(n, 2, 4, -1).transpose(2, 3), v.reshape(n, 5, -1).transpose(1, 2)
+        content = q @ (k.reshape(n, 4, -1).softmax(-1) @ v).unsqueeze(1)
+        near = self.mix(v.reshape(n, 1, height, width, 5))
+        near = near.reshape(n, 1, 4, -1, 5).transpose(2, 3)
+        places = (q.unsqueeze(-2) @ near).squeeze(-2)
+        read = (content + places).transpose(2, 3).reshape(n, 10, height, width)
+        return self.fc(pooled(F.relu(self.norm(read))))
+
+
 class Inside(nn.Module):
     """Hidden channels that no value of the graph carries: its code looks at sizes of its data."""
 

@@ -234,6 +234,7 @@ _ALL = (
     _network("selective", attention.SelectiveNet, _SMALL),
     _network("windows", attention.WindowNet, _SMALL),
     _network("aggregating", attention.AggregatingNet, _SMALL),
+    _network("lambda", attention.LambdaNet, _SMALL),
     _network("grid", attention.GridNet, _SMALL),
     _network("wrapped_attention", attention.WrappedNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
