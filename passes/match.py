@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pleas_fx.ir import (
 from pleas_fx.permuting import occurrences, permuted
 
 SWEEPS = 30
+BLOCK = 1024  # channels whose pairs are held at once where only equal numbers count
 TIE = 1e-3  # of concordance: channels that are multiples of each other correlate alike
 
 
@@ -77,7 +78,7 @@ def match_activations(
     partner, similarity = dict(base.partner), dict(base.similarity)
     places = {
         g.id: _Places([p.moments for p in statistics.points(g.id)], g.size, sources)
-        for g in planned_groups(symmetry)
+        for g in symmetry.groups
     }
     for family in families(symmetry.groups):
         pairs = {
@@ -92,9 +93,26 @@ def match_activations(
         reference = _weights(programs[0].module, symmetry)
         for s in range(1, sources):
             _descend(programs[s], symmetry, reference, partner, s, unseen)
-    for group in planned_groups(symmetry):
+    for group in symmetry.groups:
         similarity[group.id] = places[group.id].agreement(partner[group.id])
+    for group in symmetry.fixed:
+        moments = [p.moments for p in statistics.points(group.id)]
+        similarity[group.id] = _in_place(moments, group.size, sources)
     return Matching(partner, similarity)
+
+
+def _in_place(places: Sequence[Moments], size: int, sources: int) -> FloatArray:
+    """Mean over places and pairs of sources of the correlation of channels of the same number.
+
+    Outputs may be ten thousands: not all pairs of channels at once.
+    """
+    pairs, total = list(combinations(range(sources), 2)), np.zeros(size)
+    for moments, (s, t), first in product(places, pairs, range(0, size, BLOCK)):
+        last = min(first + BLOCK, size)
+        own, other = (slice(k * size + first, k * size + last) for k in (s, t))
+        block = cross_correlation(moments, own, other)
+        total[first:last] += block.diagonal().cpu().numpy()
+    return total / max(len(places) * len(pairs), 1)
 
 
 class _Places:
