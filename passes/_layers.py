@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from passes._lanes import Mismatch, Value, Walk, sorted_lanes, split
+from passes._lanes import Value, Walk, sorted_lanes, split
 from passes._parameters import Parameters, Site, mean
 from pleas_fx.ir import Axis, IntArray, Membership, members
 from pleas_fx.labels import compact, pattern
@@ -416,11 +416,13 @@ class Layers:
             for name in module.state_dict()
             for classes in self.parameters.labelled(f"{node.target}.{name}").values()
         ]
-        groups = walk.operand_groups(node) | walk.result_groups(node) | walk.groups_of(axes)
+        groups = walk.operand_groups(node) | walk.result_groups(node)
+        inside = walk.groups_of(axes)
         for S in walk.whole_first:
             if not walk.is_whole(groups, S):
                 continue
-            if len(members(S)) > 1 and any(c.ndim > 1 for c in axes):
+            averaged = len(members(S)) > 1
+            if averaged and (not walk.is_whole(inside, S) or any(c.ndim > 1 for c in axes)):
                 continue
             picked = [walk.pick(v, S) for v in walk.operands(node)]
             if any(p is None for p in picked):
@@ -435,5 +437,5 @@ class Layers:
             lanes[S] = walk.emit("call_module", name, args, kwargs)
             walk.relabel(node, S, lanes[S])
         if not lanes:
-            raise Mismatch(groups, node.name, f"a {type(module).__name__} needs all channels")
+            raise walk.mismatch(node, f"a {type(module).__name__} needs all channels")
         walk.keep(node, lanes)

@@ -49,6 +49,8 @@ class Parameters:
     def averaged(self, key: str, membership: Membership) -> Tensor:
         """The members' mean of a parameter of a whole lane, in the order of the first member."""
         tensors = [attribute(p.module, key) for p in self.walk.programs]
+        if len(members(membership)) == 1:
+            return mean(tensors, membership)
         places = [
             (
                 dim,
@@ -56,9 +58,7 @@ class Parameters:
             )
             for dim, axes in self.labelled(key).items()
         ]
-        if len(members(membership)) == 1 or not places:
-            return mean(tensors, membership)
-        return blend(tensors, *places)
+        return blend(tensors, *places) if places else mean(tensors, membership)
 
     def emit(self, node: fx.Node) -> None:
         """A parameter or buffer that the graph reads directly."""

@@ -265,7 +265,7 @@ BATCHNORM_CNNS = frozenset(
     """resnet resnet_bottleneck resnext densenet vgg mobilenet_v2 mobilenet_v3 shufflenet_v2
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
-    padded_shortcut aggregating split_attention selective nested_blocks crossed_blocks
+    padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
     linear_attention detector two_inputs""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""
