@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Inputs = tuple[Tensor, ...]
@@ -17,6 +19,7 @@ Inputs = tuple[Tensor, ...]
 
 LOUD = 1e4  # times that a difference in the inputs may grow: rounding then stays below 1e-11
 HALVINGS = 4
+NORMS = {norm: signature(norm) for norm in (F.batch_norm, F.instance_norm)}
 
 
 def randomised(
@@ -109,40 +112,48 @@ def _draw(key: str, tensor: Tensor, generator: torch.Generator) -> None:
 
 
 def _settle(module: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
-    """Norms with statistics take those of ``inputs``, each channel's disturbed by itself."""
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.running_var is not None]
-    before = [(norm.running_mean, norm.running_var, norm.momentum) for norm in norms]
-    blind = [(m.clone(), v.clone()) for m, v, _ in before if m is not None and v is not None]
-    try:
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0
+    """Norms with statistics take those of ``inputs``, each channel's disturbed by itself.
+
+    Norm after norm, each behind those already disturbed: else the disturbances would add up, and
+    the gates of deep networks all close.
+    """
+    with _Settling(generator):
         module(*(t.clone() for t in inputs))
-    except ValueError:  # a single value a channel has no variance: the blind draw has to do
-        for norm, (mean, variance) in zip(norms, blind, strict=True):
-            _set(norm, mean, variance)
-    else:
-        for norm in norms:
-            _disturb(norm, generator)
-    finally:
-        for norm, (_, _, momentum) in zip(norms, before, strict=True):
-            norm.eval()
-            norm.momentum = momentum
 
 
-def _set(norm: _NormBase, mean: Tensor, variance: Tensor) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+class _Settling(TorchFunctionMode):
+    """Sets running statistics just before they are used, by modules or by functional calls."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in NORMS:
+            given = NORMS[func].bind(*args, **kwargs).arguments
+            mean, variance = given.get("running_mean"), given.get("running_var")
+            if mean is not None and variance is not None:
+                _disturb(mean, variance, given["input"], self.generator)
+        return func(*args, **kwargs)
 
 
-def _disturb(norm: _NormBase, generator: torch.Generator) -> None:
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    spread = variance.mean().clamp_min(1e-12)
-    noise = torch.rand((2, *mean.shape), generator=generator).to(mean)
-    _set(
-        norm, mean + (noise[0] - 0.5) * spread.sqrt(), (variance + 0.1 * spread) * (noise[1] + 0.5)
-    )
+def _disturb(mean: Tensor, variance: Tensor, seen: Tensor, generator: torch.Generator) -> None:
+    """Statistics of ``seen`` (n, channels, ...) and noise.
+
+    Of a single value a channel there is no variance: the blind draw stays.
+    """
+    rows = seen.movedim(1, -1).flatten(0, -2)
+    if len(rows) < 2:
+        return
+    found = rows.var(0, correction=0)
+    spread = found.mean().clamp_min(1e-12)
+    noise = torch.rand((2, *found.shape), generator=generator).to(found)
+    mean.copy_(rows.mean(0) + (noise[0] - 0.5) * spread.sqrt())
+    variance.copy_((found + 0.1 * spread) * (noise[1] + 0.5))

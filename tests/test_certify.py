@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,6 +84,25 @@ def test_no_vector_stays_at_its_initial_value() -> None:
             assert len(value.flatten(1).unique(dim=0) if value.dim() > 1 else value.unique()) == (
                 len(value)
             ), key
+
+
+@pytest.mark.parametrize("called", ["module", "function"])
+def test_deep_networks_still_see_their_inputs(called: str) -> None:
+    """Norms called as functions keep the signal's size, too: a constant output proves nothing."""
+
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if called == "module":
+                return super().forward(x)
+            mean, variance = self.running_mean, self.running_var
+            return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias)
+
+    sizes = [3, *[24] * 30]
+    layers = [nn.Sequential(nn.Conv2d(a, b, 1), Norm(b), nn.ReLU6()) for a, b in pairwise(sizes)]
+    traced = program(nn.Sequential(*layers, nn.Conv2d(24, 4, 1)).eval())
+    inputs = tuple(t.double() for t in traced.inputs)
+    (found,) = randomised(traced.module, inputs, 0)[1]
+    assert float((found[0] - found[1]).norm() / found.norm()) > 0.01
 
 
 def test_one_value_a_channel_is_enough() -> None:
