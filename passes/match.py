@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
 import torch
 
+from passes._by_weights import match_by_weights, weight_agreement
 from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.assignment import consistent
-from pleas_fx.algebra.moments import Moments, concordance, cross_correlation
+from pleas_fx.algebra.moments import Moments, concordance, cross_correlation, varying
 from pleas_fx.ir import (
-    Axis,
+    BoolArray,
     FloatArray,
     Group,
-    GroupId,
     IntArray,
     Matching,
-    Permutation,
     Program,
     Symmetry,
 )
-from pleas_fx.permuting import occurrences, permuted
 
-SWEEPS = 30
 BLOCK = 1024  # channels whose pairs are held at once where only equal numbers count
 TIE = 1e-3  # of concordance: channels that are multiples of each other correlate alike
 
@@ -71,7 +68,8 @@ def match_activations(
 ) -> Matching:
     """Assignments that maximise the summed Pearson correlation over all places.
 
-    Groups that live inside an operator, where nobody sees them, are matched by their weights.
+    Channels that don't vary on the calibration images, and groups that live inside an operator,
+    where nobody sees them, are matched by their weights.
     """
     sources = statistics.sources
     base = identity_matching(symmetry, sources)
@@ -88,11 +86,8 @@ def match_activations(
         count = family[0].blocks.count if family[0].blocks else None
         for group, found in zip(family, consistent(pairs, sources, count), strict=True):
             partner[group.id] = found
-    unseen = [f for f in families(symmetry.groups) if not any(places[g.id].moments for g in f)]
-    if unseen:
-        reference = _weights(programs[0].module, symmetry)
-        for s in range(1, sources):
-            _descend(programs[s], symmetry, reference, partner, s, unseen)
+    silent = {g.id: places[g.id].silent() for g in symmetry.groups}
+    match_by_weights(programs, symmetry, families(symmetry.groups), partner, silent)
     for group in symmetry.groups:
         similarity[group.id] = places[group.id].agreement(partner[group.id])
     for group in symmetry.fixed:
@@ -128,6 +123,13 @@ class _Places:
         """Correlation, and for ties a little concordance."""
         return self.correlation[s, t] + TIE * self._mean(concordance, s, t)
 
+    def silent(self) -> BoolArray:
+        """(sources, n): channels that vary nowhere."""
+        varies = torch.zeros(self.sources * self.size, dtype=torch.bool)
+        for moments in self.moments:
+            varies |= varying(moments).cpu()
+        return np.asarray(~varies.numpy().reshape(self.sources, self.size))
+
     def agreement(self, partner: IntArray) -> FloatArray:
         """Mean over pairs of sources of the correlation of matched channels."""
         found = [block[partner[s], partner[t]] for (s, t), block in self.correlation.items()]
@@ -149,86 +151,8 @@ def match_weights(programs: Sequence[Program], symmetry: Symmetry) -> Matching:
     base = identity_matching(symmetry, len(programs))
     partner = {g: p.copy() for g, p in base.partner.items()}
     similarity = dict(base.similarity)
-    reference = _weights(programs[0].module, symmetry)
-    for s in range(1, len(programs)):
-        _descend(programs[s], symmetry, reference, partner, s, families(symmetry.groups))
+    everything = {g.id: np.ones((len(programs), g.size), bool) for g in symmetry.groups}
+    match_by_weights(programs, symmetry, families(symmetry.groups), partner, everything)
     for group in planned_groups(symmetry):
-        similarity[group.id] = _weight_agreement(programs, symmetry, group, reference, partner)
+        similarity[group.id] = weight_agreement(programs, symmetry, group, partner)
     return Matching(partner, similarity)
-
-
-def _weights(module: torch.nn.Module, symmetry: Symmetry) -> dict[str, torch.Tensor]:
-    keys = {axis.key for axis in symmetry.layout.axes}
-    state = module.state_dict()
-    return {key: state[key].double() for key in keys if state[key].is_floating_point()}
-
-
-def _descend(
-    program: Program,
-    symmetry: Symmetry,
-    reference: Mapping[str, torch.Tensor],
-    partner: dict[GroupId, IntArray],
-    source: int,
-    units: Sequence[tuple[Group, ...]],
-) -> None:
-    for _ in range(SWEEPS):
-        changed = False
-        for family in units:
-            order = Permutation({g: p[source] for g, p in partner.items()})
-            moved = _weights(permuted(symmetry, program.module, order), symmetry)
-            scores = [_similarity(symmetry, g, reference, moved) for g in family]
-            count = family[0].blocks.count if family[0].blocks else None
-            steps = consistent({(0, 1): scores}, 2, count)
-            for group, step in zip(family, steps, strict=True):
-                changed |= bool((step[1] != np.arange(group.size)).any())
-                partner[group.id][source] = partner[group.id][source][step[1]]
-        if not changed:
-            return
-
-
-def _similarity(
-    symmetry: Symmetry,
-    group: Group,
-    reference: Mapping[str, torch.Tensor],
-    other: Mapping[str, torch.Tensor],
-) -> FloatArray:
-    """Inner products of what belongs to each channel, every tensor scaled to norm one."""
-    total = np.zeros((group.size, group.size))
-    for axis in group.axes:
-        classes = symmetry.layout.axes[axis]
-        if classes.ndim == 1 and axis.key in reference:
-            a = _channel_rows(reference[axis.key], axis, classes, symmetry, group)
-            b = _channel_rows(other[axis.key], axis, classes, symmetry, group)
-            scale = float(a.norm() * b.norm()) or 1.0
-            total += (a @ b.T / scale).numpy()
-    return total
-
-
-def _channel_rows(
-    tensor: torch.Tensor, axis: Axis, classes: IntArray, symmetry: Symmetry, group: Group
-) -> torch.Tensor:
-    """(channels, everything that belongs to one channel)."""
-    own = np.flatnonzero(symmetry.layout.group[classes] == group.id)
-    channel = symmetry.layout.channel[classes[own]]
-    order = own[np.lexsort((occurrences(classes[own]), channel))]
-    rows = tensor.movedim(axis.dim, 0)[torch.from_numpy(order)]
-    return rows.reshape(group.size, -1)
-
-
-def _weight_agreement(
-    programs: Sequence[Program],
-    symmetry: Symmetry,
-    group: Group,
-    reference: Mapping[str, torch.Tensor],
-    partner: Mapping[GroupId, IntArray],
-) -> FloatArray:
-    """Mean cosine between matched channels' weights."""
-    found = []
-    for s in range(1, len(programs)):
-        order = Permutation({g: p[s] for g, p in partner.items()})
-        moved = _weights(permuted(symmetry, programs[s].module, order), symmetry)
-        score = _similarity(symmetry, group, reference, moved)
-        mine = _similarity(symmetry, group, reference, reference).diagonal()
-        theirs = _similarity(symmetry, group, moved, moved).diagonal()
-        found.append(score.diagonal() / np.sqrt(np.maximum(mine * theirs, 1e-300)))
-    return np.asarray(np.mean(found, axis=0))

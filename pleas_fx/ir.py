@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 GroupId = NewType("GroupId", int)

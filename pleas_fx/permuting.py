@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -42,21 +44,28 @@ def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> 
         **dict(result.named_parameters(remove_duplicate=False)),
         **dict(result.named_buffers(remove_duplicate=False)),
     }
-    moves = axis_moves(symmetry.layout, permutation)
-    by_key: dict[str, list[Axis]] = {}
-    for axis in moves:
-        by_key.setdefault(axis.key, []).append(axis)
+    missing = sorted({axis.key for axis in symmetry.layout.axes} - tensors.keys())
+    if missing:
+        raise IncompatibleModelsError(f"the model has no parameter {missing[0]}")
     done: set[int] = set()  # a tied parameter has several names
     with torch.no_grad():
-        for key, axes in by_key.items():
-            if key not in tensors:
-                raise IncompatibleModelsError(f"the model has no parameter {key}")
-            tensor = tensors[key]
-            if id(tensor) in done:
-                continue
-            done.add(id(tensor))
-            tensor.copy_(_moved(tensor, [(a, moves[a]) for a in axes], symmetry.layout))
+        for key, moved in permuted_tensors(symmetry.layout, tensors, permutation):
+            if id(tensors[key]) not in done:
+                done.add(id(tensors[key]))
+                tensors[key].copy_(moved)
     return result
+
+
+def permuted_tensors(
+    layout: Layout, tensors: Mapping[str, Tensor], permutation: Permutation
+) -> Iterator[tuple[str, Tensor]]:
+    """Those of ``tensors`` that the permutation moves, each as a new tensor, one by one."""
+    axes = {axis: classes for axis, classes in layout.axes.items() if axis.key in tensors}
+    by_key: dict[str, list[tuple[Axis, IntArray]]] = {}
+    for axis, index in axis_moves(replace(layout, axes=axes), permutation).items():
+        by_key.setdefault(axis.key, []).append((axis, index))
+    for key, moves in by_key.items():
+        yield key, _moved(tensors[key], moves, layout)
 
 
 def _moved(tensor: Tensor, moves: list[tuple[Axis, IntArray]], layout: Layout) -> Tensor:

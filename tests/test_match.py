@@ -1,9 +1,10 @@
-"""Matching: what is planned but can't be permuted is compared in place."""
+"""Matching: outputs are compared in place; what activations can't tell apart, weights do."""
 
 from __future__ import annotations
 
 import tracemalloc
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from passes.match import match_activations
 from passes.observe import observe
 from passes.trace import trace
 from pleas_fx.algebra.moments import cross_correlation
+from pleas_fx.ir import Axis
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
@@ -52,3 +54,48 @@ def test_outputs_agree_as_far_as_they_correlate() -> None:
     wanted = whole.diagonal()
     assert float((torch.from_numpy(found.similarity[group.id]) - wanted).abs().max()) < 1e-12
     assert float(wanted.std()) > 0.1
+
+
+def dozing(seed: int) -> nn.Module:
+    """A network in which four channels of the second layer wake up on bright images only."""
+    middle = nn.Conv2d(12, 12, 1, groups=3)
+    layers = (nn.Conv2d(3, 12, 3), nn.ReLU(), middle, nn.ReLU(), nn.Conv2d(12, 4, 3))
+    model = seeded(lambda: nn.Sequential(*layers), seed).double()
+    with torch.no_grad():
+        model[0].bias[:4] -= 50.0
+        model[2].bias[:4] = 0.1
+    return model
+
+
+def silent_of(model: nn.Module) -> list[int]:
+    """Channels of the second layer that don't vary on the calibration."""
+    return torch.nonzero(model[:3](DOUBLE[0]).flatten(2).var((0, 2)) < 1e-20).flatten().tolist()
+
+
+def test_channels_silent_on_the_calibration_are_matched_by_their_weights() -> None:
+    """A permuted copy merges into the original on images that wake them, too."""
+    model = dozing(0)
+    symmetry = pf.permutation_groups(model, DOUBLE)
+    copy = symmetry.apply(model, symmetry.random(1))
+    bright = tuple(1000 * x for x in DOUBLE)
+    assert len(silent_of(model)) == len(silent_of(copy)) == 4
+    for sources in ([model, copy], [model, copy, model]):
+        merged = pf.merge(sources, DOUBLE[0], width=1.0, heads="shared", progress=False).model
+        assert worst(outputs(merged, bright), outputs(model, bright)) < 1e-9
+
+
+def test_weights_never_move_channels_that_vary() -> None:
+    """The same activations, other weights: only partners of silent channels differ."""
+    model = dozing(0)
+    symmetry = pf.permutation_groups(model, DOUBLE)
+    sources = [model, symmetry.apply(model, symmetry.random(1)), dozing(1)]
+    programs = [trace(source, DOUBLE) for source in sources]
+    statistics = observe(programs[:2], [symmetry] * 2, [DOUBLE], seed=0)
+    (group,) = (g for g in symmetry.groups if Axis("2.weight", 0) in g.axes)
+    one, other = (
+        match_activations([programs[0], second], symmetry, statistics).partner[group.id][1]
+        for second in programs[1:]
+    )
+    silent = np.isin(np.arange(group.size), silent_of(model))
+    assert (one[~silent] == other[~silent]).all()
+    assert (one[silent] != other[silent]).any()

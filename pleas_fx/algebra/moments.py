@@ -211,17 +211,24 @@ def correlation(covariance: Tensor, eps: float = 1e-12) -> Tensor:
     variance = covariance.diagonal().clamp_min(0)
     if not len(variance):
         return covariance
-    floor = eps * variance.max().clamp_min(1e-300)
-    inverse = torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), 0.0)
+    inverse = torch.where(_varies(variance, eps), variance.clamp_min(1e-300).rsqrt(), 0.0)
     return covariance * inverse[:, None] * inverse[None, :]
 
 
 def cross_correlation(moments: Moments, rows: slice, columns: slice, eps: float = 1e-12) -> Tensor:
     """(rows, columns): a block of :func:`correlation`, without the rest."""
     covariance, variance, _ = _block(moments, rows, columns)
-    floor = eps * variance.max().clamp_min(1e-300)
-    inverse = torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), 0.0)
+    inverse = torch.where(_varies(variance, eps), variance.clamp_min(1e-300).rsqrt(), 0.0)
     return covariance * inverse[rows, None] * inverse[columns]
+
+
+def varying(moments: Moments, eps: float = 1e-12) -> Tensor:
+    """(n,): which variables have a correlation with others at all."""
+    return _varies(moments.variance.clamp_min(0), eps)
+
+
+def _varies(variance: Tensor, eps: float) -> Tensor:
+    return variance > eps * variance.max().clamp_min(1e-300)
 
 
 def concordance(moments: Moments, rows: slice, columns: slice) -> Tensor:
