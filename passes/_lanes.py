@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes._blocks import Blocks, renamed
-from passes.groups import explicit_operators
+from pleas_fx.explicit import explicit_operators
 from pleas_fx.ir import (
     GroupId,
     IntArray,

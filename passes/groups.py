@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
@@ -25,6 +23,7 @@ from pleas_fx.classes import (
     settled_axes,
     signatures,
 )
+from pleas_fx.explicit import explicit_operators
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Labeller, compact
 from pleas_fx.rules import RULES
@@ -115,18 +114,6 @@ def symmetry(grouping: Grouping, coupled: set[str]) -> Symmetry:
         coupled=frozenset(coupled),
         layout=grouping.layout,
     )
-
-
-@contextmanager
-def explicit_operators() -> Iterator[None]:
-    """Attention as matrix products instead of fused kernels."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _one_example(program: Program) -> tuple[Tensor, ...]:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pleas_fx.explicit import explicit_operators
 from pleas_fx.ir import Axis, Count, FloatArray, GroupId, IntArray, Layout, Program
 from pleas_fx.rules.modules import contraction
 
 
 def count(model: nn.Module, inputs: Sequence[Tensor]) -> Count:
-    """Parameters, and multiply-adds x 2 that one example executes."""
+    """Parameters, and multiply-adds x 2 that one example executes, those of attention included."""
     single = tuple(t[:1] if t.dim() > 1 else t for t in inputs)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with explicit_operators(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*single)
     params = sum(p.numel() for p in model.parameters())
     return Count(params, int(counter.get_total_flops()))

@@ -24,6 +24,7 @@ CORE = {
     "pleas_fx.classes",
     "pleas_fx.costs",
     "pleas_fx.errors",
+    "pleas_fx.explicit",
     "pleas_fx.extract",
     "pleas_fx.ir",
     "pleas_fx.labels",

@@ -1,0 +1,70 @@
+"""What a network is said to cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pleas_fx as pf
+from tests.networks import noise
+from tests.randomise import seeded
+
+TOKENS, WIDTH = 10, 8
+
+
+class Attention(nn.Module):
+    """One head over given tokens, as a fused operator or written out."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, 3 * WIDTH)
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).chunk(3, -1)
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v)
+        return (q @ k.transpose(-2, -1) / WIDTH**0.5).softmax(-1) @ v
+
+
+class Transposed(nn.Module):
+    """Channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class Encoder(nn.TransformerEncoderLayer):
+    """A layer that torch computes by one fused operator where it can."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, 2, 4 * WIDTH, batch_first=True)
+
+
+def test_attention_is_counted_fused_or_not() -> None:
+    """The projection, and two products of tokens with tokens."""
+    inputs = (torch.randn(3, TOKENS, WIDTH),)
+    found = [pf.count(Attention(fused).eval(), inputs).flops for fused in (True, False)]
+    assert found == [2 * TOKENS * WIDTH * (3 * WIDTH + 2 * TOKENS)] * 2
+
+
+def test_fused_encoder_layers_are_counted() -> None:
+    """Attention's projections and products, and the two layers behind it."""
+    flops = pf.count(Encoder().eval(), (torch.randn(3, TOKENS, WIDTH),)).flops
+    assert flops == 2 * TOKENS * WIDTH * (4 * WIDTH + 2 * TOKENS + 8 * WIDTH)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_of_both_sources_costs_twice_that_of_one(fused: bool) -> None:
+    """Nothing merged: the sources' FLOPs and no more."""
+
+    def make() -> nn.Module:
+        stem = (nn.Conv2d(3, WIDTH, 3), nn.Flatten(2), Transposed(), Attention(fused))
+        return nn.Sequential(*stem, nn.Linear(WIDTH, 5))
+
+    sources = [seeded(make, seed) for seed in (0, 1)]
+    (images,) = noise((12, 3, 6, 6))
+    result = pf.merge(sources, images, width=2.0, progress=False)
+    assert result.report.merged.flops == 2 * result.report.sources[0].flops
