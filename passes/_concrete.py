@@ -12,6 +12,7 @@ place; the rest goes on.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
+from passes._inplace import sliceable
 from pleas_fx.module_tree import execute
 
 
@@ -103,16 +105,21 @@ class Tracer(fx.Tracer):
         return self.value(obj).keys()
 
     def write(self, proxy: fx.Proxy, key: Any, value: Any) -> None:
-        """``proxy[key] = value`` of a constant: masks are made like that. It stays a constant."""
+        """``proxy[key] = value``: of a constant, as masks are made, it stays one; else a write."""
         node = proxy.node
         constant = node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
         made = node.op == "call_method" and node.target in MADE
-        if node.users or not (constant or made) or isinstance(value, fx.Proxy):
+        if not (node.users or isinstance(value, fx.Proxy)) and (constant or made):
+            written = self.values[node].clone()
+            written[key] = value
+            proxy.node = cast(fx.Node, self.create_arg(written))
+            self.graph.erase_node(node)
+            return
+        if constant or not sliceable(key):  # a constant has this batch's size
             raise TraceError("writes into a part of a tensor")
-        written = self.values[node].clone()
-        written[key] = value
-        proxy.node = cast(fx.Node, self.create_arg(written))
-        self.graph.erase_node(node)
+        part = self.create_proxy("call_function", operator.getitem, (proxy, key), {})
+        tensor = isinstance(value, fx.Proxy) and isinstance(self.value(value), Tensor)
+        self.create_proxy("call_method", "copy_" if tensor else "fill_", (part, value), {})
 
     # -- every node is executed when it is made ----------------------------------------------
 

@@ -28,7 +28,6 @@ def inlined(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule 
     Runner(module, values.__setitem__).run(*(t.detach().clone() for t in inputs))
     for node in filter(_foreign, list(module.graph.nodes)):
         _inline(module, node, values)
-    module.graph.eliminate_dead_code()
     return fx.GraphModule(module, module.graph, type(module).__name__)
 
 

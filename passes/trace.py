@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from passes._concrete import computes_weights, concrete_trace
 from passes._exported import exported
 from passes._inline import inlined
+from passes._inplace import without_writes
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 
@@ -98,7 +97,7 @@ def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) 
 
 
 def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
-    _drop_inplace(module)  # first: what only writes in place looks dead
+    without_writes(module)  # first: what only writes in place looks dead
     module.graph.eliminate_dead_code()
     shapes, result = _run(module, inputs)
     _check(result, model, inputs)
@@ -109,64 +108,6 @@ def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ..
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-INPLACE_FUNCTIONS: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
-
-def _drop_inplace(module: fx.GraphModule) -> None:
-    """Replace in-place operators; what used the overwritten value afterwards uses the result."""
-    for node in list(module.graph.nodes):
-        if not _make_functional(module, node):
-            continue
-        written = node.args[0]
-        later = [user for user in written.users if user is not node and node < user]
-        for user in later:
-            user.replace_input_with(written, node)
-
-
-def _make_functional(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether ``node`` was in-place; it no longer is."""
-    if node.op == "call_module":
-        target = module.get_submodule(str(node.target))
-        if getattr(target, "inplace", False):
-            target.inplace = False  # type: ignore[assignment]
-            node.meta["inplace"] = True
-            module.meta.setdefault("inplace", set()).add(str(node.target))
-        return str(node.target) in module.meta.get("inplace", ())
-    if node.op == "call_function" and node.target in INPLACE_FUNCTIONS:
-        node.target = INPLACE_FUNCTIONS[node.target]
-        return isinstance(node.args[0], fx.Node)
-    if node.op == "call_function" and node.kwargs.get("inplace"):
-        node.kwargs = {**node.kwargs, "inplace": False}
-        return True
-    if node.op == "call_function" and (ordinary := _ordinary(node.target)) is not None:
-        node.target = ordinary
-        return True
-    if node.op == "call_method" and _inplace_method(str(node.target)):
-        node.target = str(node.target)[:-1]
-        return True
-    return False
-
-
-def _ordinary(function: Any) -> Any:
-    """``torch.clamp`` for ``torch.clamp_`` and its like; None for a function of another kind."""
-    name = getattr(function, "__name__", "")
-    if not name.endswith("_") or name.startswith("_"):
-        return None
-    for home in (torch, F):
-        if getattr(home, name, None) is function:
-            return getattr(home, name[:-1], None)
-    return None
-
-
-def _inplace_method(name: str) -> bool:
-    return name.endswith("_") and not name.startswith("_") and hasattr(Tensor, name[:-1])
 
 
 class _Runner(fx.Interpreter):
@@ -229,7 +170,7 @@ def _run(
 
 
 def _check(result: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Compare with the model itself: writes through a view, say, don't survive tracing."""
+    """Compare with the model itself: not every write through a view survives tracing."""
     with torch.no_grad():
         wanted = copy.deepcopy(model).eval()(*(t.detach().clone() for t in inputs))
     found, expected = (

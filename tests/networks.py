@@ -30,6 +30,7 @@ from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 from torchvision.models.vgg import make_layers
 
 from tests import attention_networks as attention
@@ -172,6 +173,16 @@ def _swin() -> nn.Module:
     return SwinTransformer([4, 4], 12, [2, 2], [2, 3], [2, 2], num_classes=CLASSES)
 
 
+def _swin_v2() -> nn.Module:
+    """Its keys' bias is set to zero in a copy on every call; positions go through a small network.
+
+    Unlike torchvision's own the copy's original isn't zero there, so that a lost write shows.
+    """
+    sizes = ([4, 4], 12, [2, 2], [2, 3], [2, 2])
+    kinds = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+    return SwinTransformer(*sizes, num_classes=CLASSES, **kinds)
+
+
 def _group_norm(groups: int) -> small.Norm:
     return partial(nn.GroupNorm, groups)
 
@@ -209,6 +220,7 @@ _ALL = (
     _network("googlenet", _googlenet, (2, 3, 64, 64)),
     _network("squeezenet", _squeezenet, (2, 3, 48, 48)),
     _network("swin", _swin, (2, 3, 32, 32)),
+    _network("swin_v2", _swin_v2, (2, 3, 32, 32)),
     # residual streams and norms
     _network("narrow_resnet", small.NarrowResNet, _SMALL),
     _network("se_resnet", partial(small.NarrowResNet, gate=True), _SMALL),

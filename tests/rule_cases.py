@@ -143,6 +143,16 @@ MOVEMENT = [
     Case("cat-twice", between(lambda s, x: torch.cat([x, x.relu()], 1), 5, 10), "5"),
     Case("cat-positions", two(lambda p, q: torch.cat([p, q], 2)), "5", BOTH),
     Case("cat-batch", two(lambda p, q: torch.cat([p, q], 0)), "5", BOTH),
+    Case("cat-zeros", between(lambda s, x: torch.cat([x.new_zeros(2, 5, 1, 7), x], 2)), "5"),
+    Case(
+        "cat-varying",
+        between(
+            lambda s, x: torch.cat([s.g.to(x).expand(len(x), 5, 1, 7), x], 2),
+            g=lambda: torch.arange(5).view(1, 5, 1, 1),
+        ),
+        "",
+        CUT_OFF,
+    ),
     Case(
         "cat-input",
         net(

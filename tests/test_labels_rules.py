@@ -252,7 +252,6 @@ UNTESTED = {"as_strided", "index_select", "repeat_interleave", "take", "new_ones
     "copy_",
     "zero_",
     "new_empty",
-    "new_zeros",
     "_safe_softmax",
 }
 

@@ -106,12 +106,67 @@ def test_results_of_in_place_calls_need_no_name() -> None:
     assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
 
 
-def test_writes_through_a_view_are_followed() -> None:
+def scaled_part(model: nn.Module, x: Tensor) -> Tensor:
+    """A write to some channels of a copy that is used before, too."""
+    y = x.clone()
+    before = y.relu()
+    y[:, 1:].mul_(model.scale[1:])
+    return y + before
+
+
+def scaled_window(_: nn.Module, x: Tensor) -> Tensor:
+    """A slice of a slice."""
+    y = x * 1.0
+    rows = y[:, :, 1:-1]
+    rows[:, :, :, 1:3].mul_(2.0)
+    rows[:, :, :, :-1].add_(1.0)
+    return y
+
+
+def cleared(model: nn.Module, x: Tensor) -> Tensor:
+    """A part of a parameter made zero, as Swin v2 does with its keys' bias."""
+    scale = model.scale.clone()
+    scale[scale.numel() // 3 : 4].zero_()
+    scale[:1].fill_(0.5)
+    return x * scale
+
+
+def assigned(_: nn.Module, x: Tensor) -> Tensor:
+    """Written into zeros that were made for it, and over what was there."""
+    y = x.new_zeros(x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3])
+    y[:, :, 1:-1] = x.relu()
+    y[:, :, :1, 2:] = -1.0
+    y[:, :, -1:].copy_(x[:, :, :1])
+    return y
+
+
+WRITES = [scaled_part, scaled_window, cleared, assigned]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_writes_to_slices_are_followed(write: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """To the bit, for any batch; such networks are analysed and merged like others."""
+    model, other = (seeded(lambda: Controlled(write), seed).double() for seed in (0, 1))
+    inputs = tuple(x.double() for x in INPUTS)
+    program = trace(model, inputs)
+    assert {str(n.target) for n in program.module.graph.nodes if n.op == "call_module"} >= {"last"}
+    more = (torch.cat(inputs * 2),)
+    assert worst(outputs(program.module, more), outputs(model, more)) == 0.0
+    symmetry = pf.permutation_groups(model, inputs)
+    assert symmetry.certificate.passed
+    assert not symmetry.certificate.culprits
+    assert "last.weight" in {axis.key for group in symmetry.groups for axis in group.axes}
+    result = pf.merge([model, other], more[0], width=2.0, progress=False)
+    wanted = outputs(model, inputs) + outputs(other, inputs)
+    assert worst(outputs(result.model, inputs), wanted) < 1e-9
+
+
+def test_writes_through_other_views_are_noticed() -> None:
     """They are lost on a tracer's way, which a comparison with the model tells."""
 
     def written(_: nn.Module, x: Tensor) -> Tensor:
         y = x.clone()
-        y[:, 1:].mul_(3.0)
+        y.transpose(1, 2)[:, 1:].mul_(3.0)
         return y
 
     model = seeded(lambda: Controlled(written), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pleas_fx.labels import (
     compact,
     pattern,
 )
-from pleas_fx.rules.pointwise import held
+from pleas_fx.rules.pointwise import constant_along, held
 from pleas_fx.rules.reasons import SEVERAL
 
 aten = torch.ops.aten
@@ -99,7 +100,10 @@ def copied(ctx: Labeller, call: Call) -> list[Coordinates]:
 
 
 def concatenated(ctx: Labeller, call: Call) -> list[Coordinates]:
-    """``cat``: labels along the joined dim are concatenated, all others tied."""
+    """``cat``: labels along the joined dim are concatenated, all others tied.
+
+    A part that is the same constant for all channels is tied to none, like padding.
+    """
     tensors = [t for t in call.args[0] if t.numel() > 0]
     out = call.outs[0]
     dim = int(call.arg(1, "dim", 0)) % out.dim()
@@ -147,13 +151,13 @@ def _tied_across(
     for k, coordinates in enumerate(across):
         for labels in coordinates:
             key = pattern(labels)
-            others = [[c for c in cs if pattern(c) == key] for j, cs in enumerate(across) if j != k]
-            if not all(others) or tangled:
+            others = [[c for c in cs if pattern(c) == key] for cs in across]
+            alike = [constant_along(ctx, tensor, key) for tensor in tensors]
+            if tangled or not all(map(operator.or_, map(bool, others), alike)):
                 ctx.pin(labels, "concatenated with channels that don't line up")
-            for same_pattern in others:
-                if same_pattern:
-                    ctx.tie(compact(labels), compact(same_pattern[0]))
-            if k == 0:
+            for same_pattern in filter(None, others):
+                ctx.tie(compact(labels), compact(same_pattern[0]))
+            if all(alike[:k]) and not any(others[:k]):
                 results.append(labels.narrow(dim, 0, 1).expand(out.shape))
     return results
 

@@ -87,6 +87,11 @@ def _varies(ctx: Labeller, operand: Tensor, dim: int) -> bool:
     return dim >= 0 and operand.shape[dim] > 1 and not _constant(ctx, operand, dim)
 
 
+def constant_along(ctx: Labeller, tensor: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether a tensor is the same, whatever the data, all along some dims."""
+    return not ctx.depends_on_data(tensor) and all(_constant(ctx, tensor, d) for d in dims)
+
+
 def _constant(ctx: Labeller, operand: Tensor, dim: int) -> bool:
     if operand.stride(dim) == 0:
         return True
