@@ -121,11 +121,14 @@ def _calm_function(node: fx.Node) -> bool:
 
 def _calm_method(node: fx.Node) -> bool:
     name = str(node.target)
-    if name in FILLING:
+    if name in FILLING and not node.kwargs:
         node.op, node.target = "call_function", FILLING[name]
         return True
-    if name == "copy_":
-        node.target, node.args = "expand_as", (node.args[1], node.args[0])
+    if name == "copy_" and len(node.args) > 1:
+        into, value = node.args[:2]
+        with node.graph.inserting_before(node):
+            wide = node.graph.call_method("expand_as", (value, into))
+        node.target, node.args, node.kwargs = "to", (wide, into), {}
         return True
     if not name.endswith("_") or name.startswith("_") or not hasattr(Tensor, name[:-1]):
         return False

@@ -161,6 +161,21 @@ def test_writes_to_slices_are_followed(write: Callable[[nn.Module, Tensor], Tens
     assert worst(outputs(result.model, inputs), wanted) < 1e-9
 
 
+def test_what_is_copied_takes_the_type_of_its_place() -> None:
+    """Whatever the type it comes with."""
+
+    def copied(_: nn.Module, x: Tensor) -> Tensor:
+        y = x.relu()
+        y[:, :, :2].copy_(x.double()[:, :, :1])
+        y[:, :, 2:].copy_(x[:, :, 2:], non_blocking=True)
+        return y
+
+    model = seeded(lambda: Controlled(copied), 0)
+    (found,), (wanted,) = (outputs(m, INPUTS) for m in (trace(model, INPUTS).module, model))
+    assert found.dtype == wanted.dtype
+    assert found.equal(wanted)
+
+
 def test_writes_through_other_views_are_noticed() -> None:
     """They are lost on a tracer's way, which a comparison with the model tells."""
 
