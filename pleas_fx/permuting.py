@@ -44,9 +44,9 @@ def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> 
         **dict(result.named_parameters(remove_duplicate=False)),
         **dict(result.named_buffers(remove_duplicate=False)),
     }
-    missing = sorted({axis.key for axis in symmetry.layout.axes} - tensors.keys())
-    if missing:
-        raise IncompatibleModelsError(f"the model has no parameter {missing[0]}")
+    missing = {a: c for a, c in symmetry.layout.axes.items() if a.key not in tensors}
+    for axis in axis_moves(replace(symmetry.layout, axes=missing), permutation):
+        raise IncompatibleModelsError(f"the model has no parameter {axis.key}")
     done: set[int] = set()  # a tied parameter has several names
     with torch.no_grad():
         for key, moved in permuted_tensors(symmetry.layout, tensors, permutation):
