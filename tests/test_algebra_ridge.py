@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -459,3 +459,21 @@ def test_float32_rows_with_a_large_mean_are_fitted() -> None:
 
 def _split(weights: Tensor) -> tuple[Tensor, Tensor]:
     return weights[:, :-1], weights[:, -1]
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_bias_that_fits_is_kept_to_the_bit(dual: bool) -> None:
+    """Sums of float32 rows would give 1e-7 for zero, which a later normalisation makes a one."""
+    given = case()
+    z, prior_bias = given.z.float(), torch.zeros(OUTPUTS, dtype=torch.float64)
+    t = (z.double() @ given.prior.T).float()
+    gram = Gram.zeros(INPUTS, OUTPUTS)
+    gram.add(z, t)
+    found = (
+        solve_dual(z, t, given.prior, prior_bias, RIDGE)
+        if dual
+        else solve(gram, given.prior, prior_bias, RIDGE)
+    )
+    assert found.bias.equal(prior_bias)
+    moved = replace(given, t=given.z @ given.prior.T + 1e-3)
+    assert (solve(moved.gram, given.prior, prior_bias, RIDGE).bias - 1e-3).abs().max() < 1e-9

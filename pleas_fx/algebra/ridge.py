@@ -95,7 +95,7 @@ def solve(
             power = power + (step * (2 * seen + change)).sum(-1)
     weight = prior + difference
     mean = (weight @ c.z.unsqueeze(-1)).squeeze(-1)
-    bias = c.t - mean if intercept else prior_bias
+    bias = _shift(c.t - mean, prior_bias, moment, gram.eps) if intercept else prior_bias
     spread = power if intercept else power - mean.square()
     left, spread = left.clamp_min(0), spread.clamp_min(0)
     return Solution(weight, bias, left, c.tt, mean, spread, gram.rows, *found)
@@ -143,7 +143,8 @@ def solve_dual(
     else:
         found, difference, left_over = _from_rows(centred, left, ridge, intercept)
     weight = prior + difference
-    bias = t_mean - weight @ z_mean if intercept else prior_bias
+    moment, eps = t.double().square().mean(0), torch.finfo(z.dtype).eps
+    bias = _shift(t_mean - weight @ z_mean, prior_bias, moment, eps) if intercept else prior_bias
     made = (z @ weight.to(z).T).double()
     return Solution(
         weight,
@@ -177,6 +178,11 @@ def _from_rows(
 def _is_exact(left: Tensor, moment: Tensor, eps: float) -> bool:
     """Whether a prior leaves nothing that sums of relative accuracy ``eps`` could tell from 0."""
     return float(left.sum()) <= 10 * eps * float(moment.sum())
+
+
+def _shift(bias: Tensor, prior: Tensor, moment: Tensor, eps: float) -> Tensor:
+    """The prior where a bias differs by rounding only: normalised, 1e-7 for 0 is a direction."""
+    return torch.where((bias - prior).abs() <= 10 * eps * moment.sqrt(), prior, bias)
 
 
 def _empty(prior: Tensor, prior_bias: Tensor) -> Solution:
