@@ -11,7 +11,7 @@ from torch import Tensor
 from pleas_fx.ir import Group, GroupId, IntArray
 from pleas_fx.lanes import SlotTable
 
-Nests = Sequence[tuple[Tensor, Tensor]]  # (children, parents), flat and aligned
+Nests = Sequence[tuple[IntArray, IntArray]]  # (children, parents), flat and aligned
 
 
 class Blocks:
@@ -33,8 +33,7 @@ class Blocks:
         """Fresh labels of blocks, and the slots that stand for these blocks in the groups here."""
         stand_ins = {b.family: g for g in here if (b := self.blocks.get(g)) and b.inner == 1}
         found: dict[int, int] = {}
-        for children, parents in nests:
-            child, parent = children.numpy(), parents.numpy()
+        for child, parent in nests:
             named = (child < self.table.size) & (parent >= self.table.size)
             if named.any():
                 found |= self._named(child[named], parent[named], stand_ins)

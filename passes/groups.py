@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from passes.certify import certify
-from pleas_fx.blocks import Hash
+from pleas_fx.blocks import Hash, components
 from pleas_fx.classes import (
     Facts,
     Grouping,
@@ -25,7 +25,7 @@ from pleas_fx.classes import (
 )
 from pleas_fx.explicit import explicit_operators
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
-from pleas_fx.labels import Labeller, compact
+from pleas_fx.labels import Coordinates, Labeller, compact
 from pleas_fx.rules import RULES
 from pleas_fx.rules.modules import contraction
 from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN
@@ -33,6 +33,7 @@ from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOT
 ROUNDS = 6
 HELD = frozenset({COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
+NO_TIES: IntArray = np.zeros((2, 0), np.int64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
 
 
@@ -129,7 +130,7 @@ class _Runner(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, labeller: Labeller) -> None:
         super().__init__(module)
         self.labeller = labeller
-        self.values: dict[str, tuple[IntArray, ...]] = {}
+        self.values: dict[str, Coordinates] = {}
 
     def run_labelled(self, inputs: tuple[Tensor, ...]) -> None:
         for key, tensor in self.module.state_dict(keep_vars=True).items():
@@ -148,8 +149,7 @@ class _Runner(fx.Interpreter):
         self.labeller.node = n.name
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            labels = tuple(compact(c).numpy() for c in self.labeller.of(result))
-            self.values[n.name] = labels
+            self.values[n.name] = self.labeller.of(result)
         if n.op == "output":
             self._pin_outputs(result)
         return result
@@ -160,19 +160,30 @@ class _Runner(fx.Interpreter):
                 self.labeller.pin(labels, "network output")
 
 
-def _facts(labeller: Labeller, values: dict[str, tuple[IntArray, ...]], colours: Hash) -> Facts:
-    ties = [t.numpy() for t in labeller.ties]
+class _Arrays:
+    """One array for all tensors that are the same labels at the same place in memory."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[object, ...], IntArray] = {}
+
+    def of(self, labels: Tensor) -> IntArray:
+        key = (labels.data_ptr(), labels.shape, labels.stride())
+        return self.found.setdefault(key, labels.numpy())
+
+
+def _facts(labeller: Labeller, values: Mapping[str, Coordinates], colours: Hash) -> Facts:
+    ties = np.concatenate([NO_TIES, *labeller.ties], axis=1)
     kernels = [p.labels.numpy() for p in labeller.pins if p.kernel]
     axes = {axis: labels.numpy() for axis, labels in labeller.axes.items()}
     axes |= {axis: labels.numpy() for axis, labels in labeller.local.items()}
+    arrays = _Arrays()
     return Facts(
-        count=labeller.count,
+        classes=components(labeller.count, ties),
         axes=axes,
-        values=values,
-        ties=np.concatenate(ties, axis=1) if ties else np.zeros((2, 0), np.int64),
-        nests=[(c.numpy(), p.numpy()) for c, p in labeller.nests],
+        values={n: tuple(arrays.of(compact(c)) for c in own) for n, own in values.items()},
+        nests=labeller.nests,
         pins=[(p.labels.numpy(), p.node, p.reason) for p in labeller.pins if not p.kernel],
         kernels=np.concatenate(kernels) if kernels else np.zeros(0, np.int64),
-        sites=[(s.labels.numpy(), s.where) for s in labeller.sites],
+        sites=list({id(c): c for c in map(arrays.of, labeller.sites)}.values()),
         colours=np.pad(colours, (0, labeller.count - len(colours))),
     )

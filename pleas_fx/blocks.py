@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,14 @@ class Units:
     of: IntArray  # the unit of each class, -1: none
     colours: Hash  # classes of other colours are never exchanged, for the blocks they are in
     held: IntArray  # blocks that keep their place
+
+
+def pairs(a: IntArray, b: IntArray) -> Relation:
+    """(2, n): every pair once, sorted."""
+    base = int(b.max(initial=0)) + 1
+    codes = np.sort(a * base + b)  # np.unique hashes integers, which takes longer
+    codes = codes[np.diff(codes, prepend=-1) > 0]
+    return np.stack([codes // base, codes % base])
 
 
 def components(count: int, pairs: IntArray) -> IntArray:
@@ -50,17 +59,18 @@ def find_units(count: int, relations: Sequence[Relation]) -> Units:
     the operator with the fewest blocks keeps them in place, and the others' blocks are units.
     """
     colours, held = np.zeros(count, np.uint64), np.zeros(count, bool)
+    salts = count_from(1)
     left = [relation for relation in relations if relation.size]
     unit = _joined(count, left)
     while cut := _to_hold(left, unit):
         for relation in (left[k] for k in cut):
             held[relation[1]] = True
-            _colour(colours, relation, unit)
+            _colour(colours, relation, unit, next(salts))
         left = [relation for k, relation in enumerate(left) if k not in cut]
         unit = _joined(count, left)
     for relation in left:
         inside = np.isin(unit[relation[1]], _clashing(relation, unit))
-        _colour(colours, relation[:, inside], unit)
+        _colour(colours, relation[:, inside], unit, next(salts))
     return Units(_exchangeable(left, unit), colours, np.flatnonzero(held))
 
 
@@ -71,12 +81,11 @@ def _joined(count: int, relations: Sequence[Relation]) -> IntArray:
 def _clashing(relation: Relation, unit: IntArray) -> IntArray:
     """Units in which two blocks of a relation hold different children."""
     children, parents = relation
-    content = np.zeros(len(unit), np.uint64)
-    np.add.at(content, parents, mix(children.astype(np.uint64)))
-    blocks = np.unique(parents)
-    first = np.zeros(len(unit), np.uint64)
-    first[unit[blocks]] = content[blocks]
-    return np.unique(unit[blocks][content[blocks] != first[unit[blocks]]])
+    blocks, block = np.unique(parents, return_inverse=True)
+    content = np.zeros(len(blocks), np.uint64)
+    np.add.at(content, block, mix(children.astype(np.uint64)))
+    _, some, own = np.unique(unit[blocks], return_index=True, return_inverse=True)
+    return np.unique(unit[blocks][content != content[some][own]])
 
 
 def _to_hold(relations: Sequence[Relation], unit: IntArray) -> list[int]:
@@ -98,19 +107,21 @@ def _to_hold(relations: Sequence[Relation], unit: IntArray) -> list[int]:
     return found
 
 
-def _colour(colours: Hash, relation: Relation, unit: IntArray) -> None:
+def _colour(colours: Hash, relation: Relation, unit: IntArray, salt: int) -> None:
     """Tell blocks of one unit apart by their order in it, and children by the blocks they are in.
 
-    Applied to one relation after the other: what is told apart already stays so.
+    Applied to one relation after the other, each with its own ``salt``: what is told apart already
+    stays so.
     """
-    children, blocks = relation
+    inside, where = np.unique(relation, return_inverse=True)
+    children, blocks = where.reshape(relation.shape)
     present = np.unique(blocks)
-    order = np.zeros(len(unit), np.uint64)
-    order[present] = mix(occurrences(unit[present]).astype(np.uint64) + np.uint64(1))
-    gathered = np.zeros(len(unit), np.uint64)
+    order = np.zeros(len(inside), np.uint64)
+    order[present] = mix(occurrences(unit[inside[present]]).astype(np.uint64) + np.uint64(1))
+    gathered = np.full(len(inside), np.uint64(salt))
     np.add.at(gathered, children, mix(order[blocks]))
     gathered[present] += order[present]
-    colours[:] = mix(mix(colours) + gathered)
+    colours[inside] = mix(mix(colours[inside]) + gathered)
 
 
 def _exchangeable(relations: Sequence[Relation], unit: IntArray) -> IntArray:

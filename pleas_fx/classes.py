@@ -8,26 +8,35 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pleas_fx.blocks import Hash, Units, components, find_units, mix
+from pleas_fx.blocks import Hash, Units, find_units, mix, pairs
 from pleas_fx.ir import Axis, Blocks, Frozen, Group, GroupId, IntArray, Layout
 from pleas_fx.permuting import occurrences
 
 PORTION = 1 << 20
+MANY = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the label propagation found, as arrays of label ids."""
 
-    count: int
+    classes: IntArray  # of each label: ties make labels one class
     axes: Mapping[Axis, IntArray]
-    values: Mapping[str, tuple[IntArray, ...]]
-    ties: IntArray  # (2, n)
+    values: Mapping[str, tuple[IntArray, ...]]  # one array for all that carry the same labels
     nests: Sequence[tuple[IntArray, IntArray]]  # (children, parents)
     pins: Sequence[tuple[IntArray, str, str]]  # labels, node, reason
     kernels: IntArray  # labels of kernel positions: no channels at all
-    sites: Sequence[tuple[IntArray, str]]
+    sites: Sequence[IntArray]  # labels that went through a place: equal channels went together
     colours: Hash  # what an earlier round knew of each label; 0: nothing
+
+    @property
+    def count(self) -> int:
+        """How many labels there are; classes are numbered below that."""
+        return len(self.classes)
+
+    def labels(self) -> dict[int, IntArray]:
+        """Every array of labels that values carry, by its identity."""
+        return {id(c): c for coordinates in self.values.values() for c in coordinates}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +53,21 @@ class Grouping:
 
 def collapses(facts: Facts) -> bool:
     """Whether ties made labels equal that were told apart when they met an operator."""
-    classes = components(facts.count, facts.ties)
-    for coordinates in facts.values.values():
-        for labels in coordinates:
-            if sum(n > 1 for n in labels.shape) > 1:
-                collapsed = _collapsed(np.where(labels >= 0, classes[labels], -1))
-                if collapsed.shape != labels.shape:
-                    return True
+    classes = facts.classes
+    for labels in facts.labels().values():
+        if sum(n > 1 for n in labels.shape) > 1:
+            collapsed = _collapsed(np.where(labels >= 0, classes[labels], -1))
+            if collapsed.shape != labels.shape:
+                return True
     for children, parents in facts.nests:
-        pairs = np.stack([classes[children], parents])
-        if np.unique(pairs, axis=1).shape[1] < pairs.shape[1]:
+        if pairs(classes[children], parents).shape[1] < len(children):
             return True
     return False
 
 
 def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
     """The classes found, as labels of the parameters' axes."""
-    classes = components(facts.count, facts.ties)
+    classes = facts.classes
     return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
 
 
@@ -74,7 +81,7 @@ def positions(
     others may have been cut off). Where there is none of these, axes whose entries are all tied to
     each other; as long as positions have labels, they tie more.
     """
-    classes = components(facts.count, facts.ties)
+    classes = facts.classes
     held, channel, met, made = (np.zeros(facts.count, bool) for _ in range(4))
     for labels, _, reason in facts.pins:
         (held if reason in reasons else channel)[classes[labels]] = True
@@ -98,11 +105,11 @@ def positions(
 
 def assemble(facts: Facts) -> Grouping:
     """Classes are the components of the ties; equal ones form groups, blocks form families."""
-    classes = components(facts.count, facts.ties)
+    classes = facts.classes
     pinned = np.zeros(facts.count, bool)
     for labels, _, _ in facts.pins:
         pinned[classes[labels]] = True
-    relations = [np.unique(np.stack([classes[c], classes[p]]), axis=1) for c, p in facts.nests]
+    relations = [pairs(classes[c], classes[p]) for c, p in facts.nests]
     units = find_units(facts.count, relations)
     pinned[units.held] = True
     kernel = np.zeros(facts.count, bool)
@@ -118,12 +125,12 @@ def signatures(facts: Facts) -> Hash:
     Where a class holds several labels or occurs several times, its occurrences are exchanged in
     order; so the hash also says in which order its labels stand at each place.
     """
-    classes = components(facts.count, facts.ties)
+    classes = facts.classes
     rank = _ranks(classes)
     signature = np.zeros(facts.count, np.uint64)
     np.add.at(signature, classes, mix(facts.colours) * (facts.colours > 0))
     places = [labels.reshape(-1) for labels in facts.axes.values()]
-    places += [labels for labels, _ in facts.sites]
+    places += [_runs(labels).reshape(-1) for labels in facts.sites]
     for first, some in _portions(places):
         labels, salt = _labelled(some, first + 1)
         here = labels >= 0
@@ -135,6 +142,16 @@ def signatures(facts: Facts) -> Hash:
     parents, _ = _labelled([p for _, p in facts.nests], 0)
     _stamp(signature, classes[children], salt, rank[parents])
     return signature
+
+
+def _runs(labels: IntArray) -> IntArray:
+    """One of every run of equal rows, where all runs are equally long: as in grouped weights."""
+    if labels.size < MANY:
+        return labels
+    rows = labels.reshape(-1, labels.shape[-1])
+    starts = np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1
+    lengths = np.diff(starts, prepend=0, append=len(rows))
+    return rows[np.append(0, starts)] if (lengths == lengths[0]).all() else labels
 
 
 def _portions(places: Sequence[IntArray]) -> Iterator[tuple[int, Sequence[IntArray]]]:
@@ -275,8 +292,12 @@ class _Builder:
             axis: np.where(labels >= 0, self.classes[labels], -1)
             for axis, labels in self.facts.axes.items()
         }
+        settled = {
+            number: _collapsed(np.where(c >= 0, self.classes[c], -1))
+            for number, c in self.facts.labels().items()
+        }
         values = {
-            node: tuple(_collapsed(np.where(c >= 0, self.classes[c], -1)) for c in coordinates)
+            node: tuple(settled[id(c)] for c in coordinates)
             for node, coordinates in self.facts.values.items()
         }
         where: dict[int, list[Axis]] = {}

@@ -11,20 +11,20 @@ Axes of size one carry no labels: there is nothing to permute on them.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pleas_fx.blocks import pairs
 from pleas_fx.ir import Axis, IntArray
 
 NONE = -1  # "the same constant everywhere": padding; tied to nothing
-
-LARGE = 1 << 31  # more than there are labels
-MANY = 1 << 14
 
 Coordinates = list[Tensor]
 
@@ -54,32 +54,37 @@ class Pin:
     kernel: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One place that a set of labels went through; equal channels visit equal sites."""
-
-    labels: Tensor
-    where: str
-
-
 Rule = Callable[["Labeller", Call], list[Coordinates]]
 
 
 def compact(labels: Tensor) -> Tensor:
     """Drop the dims along which a coordinate does not vary to size one."""
-    for dim in range(labels.dim()):
-        if labels.shape[dim] > 1 and labels.stride(dim) == 0:
-            labels = labels.narrow(dim, 0, 1)
-    return labels
+    strides = labels.stride()
+    if 0 not in strides:
+        return labels
+    sizes = [n if step else min(n, 1) for n, step in zip(labels.shape, strides, strict=True)]
+    return labels.as_strided(sizes, strides)
 
 
 def canonical(labels: Tensor) -> Tensor:
     """The same labels with stride 0 along every dim that does not vary."""
-    shape, small = labels.shape, compact(labels)
-    for dim in range(small.dim()):
-        if small.shape[dim] > 1 and bool((small == small.narrow(dim, 0, 1)).all()):
-            small = small.narrow(dim, 0, 1)
-    return small.expand(shape)
+    small = compact(labels)
+    varying = small.numpy()
+    for dim in range(varying.ndim):
+        if varying.shape[dim] > 1 and _same_along(varying, dim):
+            varying = varying[(slice(None),) * dim + (slice(0, 1),)]
+    if varying.shape != small.shape:
+        small = small[tuple(slice(0, n) for n in varying.shape)]
+    return small.expand(labels.shape)
+
+
+def _same_along(labels: IntArray, dim: int) -> bool:
+    """Whether all slices of a dim are equal; two corners tell most that aren't."""
+    first = labels[(slice(None),) * dim + (slice(0, 1),)]
+    corner = (0,) * dim + (-1,) + (0,) * (labels.ndim - dim - 1)
+    if not labels.size:
+        return True
+    return bool(labels[corner] == first.item(0) and (labels == first).all())
 
 
 def pattern(labels: Tensor) -> tuple[int, ...]:
@@ -102,22 +107,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from (v for v in value if isinstance(v, Tensor))
 
 
-def _runs(labels: Tensor) -> Tensor:
-    """One of every run of equal rows, where all runs are equally long: as in grouped weights."""
-    if labels.numel() < MANY:
-        return labels
-    rows = labels.reshape(-1, labels.shape[-1])
-    starts = (rows[1:] != rows[:-1]).any(1).nonzero().flatten() + 1
-    ends = torch.cat([torch.zeros(1, dtype=torch.long), starts, torch.tensor([len(rows)])])
-    return rows[ends[:-1]] if len(ends.diff().unique()) == 1 else labels
-
-
-def _distinct(a: Tensor, b: Tensor) -> Tensor:
-    """(2, n): every pair once, sorted; as single numbers, which sort faster."""
-    codes = (a * LARGE + b).unique()
-    return torch.stack([codes // LARGE, codes % LARGE])
-
-
 class Labeller(TorchDispatchMode):
     """Runs operators as usual and keeps the labels of every tensor beside them."""
 
@@ -138,15 +127,15 @@ class Labeller(TorchDispatchMode):
         self.count = count
         self.axes: dict[Axis, Tensor] = {}
         self.local: dict[Axis, Tensor] = {}  # block-local axes: labels per (row, index)
-        self.ties: list[Tensor] = []
-        self.nests: list[tuple[Tensor, Tensor]] = []  # (children, parents), flat and aligned
+        self.ties: list[IntArray] = []
+        self.nests: list[tuple[IntArray, IntArray]] = []  # (children, parents), flat and aligned
         self.pins: list[Pin] = []
-        self.sites: list[Site] = []
+        self.sites: list[Tensor] = []  # labels that went through a place, as equal channels do
         self.coupled: set[str] = set()
         self._coordinates: dict[int, Coordinates] = {}
         self._names: dict[int, list[str]] = {}
-        self._alive: list[Tensor] = []
         self._data: set[int] = set()  # tensors that depend on inputs or parameters
+        self._noted: dict[int, weakref.ref[Tensor]] = {}
 
     # -- what a tensor carries ---------------------------------------------------------------
 
@@ -186,14 +175,27 @@ class Labeller(TorchDispatchMode):
 
     def source(self, tensor: Tensor) -> None:
         """Declare a network input: it depends on data and carries no labels."""
-        self._alive.append(tensor)
+        self._remember(tensor)
         self._data.add(id(tensor))
 
     def assign(self, tensor: Tensor, coordinates: Iterable[Tensor]) -> None:
         """Set the coordinates of a tensor."""
-        kept = [canonical(c) for c in coordinates]
-        self._coordinates[id(tensor)] = [c for c in kept if pattern(c)]
-        self._alive.append(tensor)
+        self._keep(tensor, [canonical(c) for c in coordinates])
+
+    def _keep(self, tensor: Tensor, settled: Coordinates) -> None:
+        self._coordinates[id(tensor)] = [c for c in settled if pattern(c)]
+        self._remember(tensor)
+
+    def _remember(self, tensor: Tensor) -> None:
+        """What is noted of a tensor by its identity lasts as long as the tensor."""
+        key = id(tensor)
+        if key not in self._noted:
+            self._noted[key] = weakref.ref(tensor, lambda _: self._forget(key))
+
+    def _forget(self, key: int) -> None:
+        self._noted.pop(key, None)
+        self._coordinates.pop(key, None)
+        self._data.discard(key)
 
     def of(self, value: object) -> Coordinates:
         """The coordinates of a tensor; empty for anything that carries none."""
@@ -215,21 +217,22 @@ class Labeller(TorchDispatchMode):
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Labels at equal positions of two arrays must move together."""
-        a, b = torch.broadcast_tensors(compact(a), compact(b))
-        differ = (a != b) & (a != NONE) & (b != NONE)
-        if bool(differ.any()):
-            self.ties.append(_distinct(a[differ], b[differ]))
+        one, two = compact(a).numpy(), compact(b).numpy()
+        differ = (one != two) & (one != NONE) & (two != NONE)
+        if differ.any():
+            ends = (np.broadcast_to(end, differ.shape)[differ] for end in (one, two))
+            self.ties.append(pairs(*ends))
 
     def nest(self, children: Tensor, parents: Tensor) -> bool:
         """Whole ``parents`` may be exchanged, each together with its ``children``.
 
         Whether the children tell where their parents are: none has two of them, or lacks.
         """
-        children, parents = torch.broadcast_tensors(compact(children), compact(parents))
-        both = (children != NONE) & (parents != NONE)
-        pairs = _distinct(children[both], parents[both])
-        self.nests.append((pairs[0], pairs[1]))
-        return bool(both.all()) and len(pairs[0].unique()) == pairs.shape[1]
+        inner, outer = compact(children).numpy(), compact(parents).numpy()
+        both = (inner != NONE) & (outer != NONE)
+        found = pairs(*(np.broadcast_to(end, both.shape)[both] for end in (inner, outer)))
+        self.nests.append((found[0], found[1]))
+        return bool(both.all() and np.diff(found[0]).all())
 
     def pin(self, labels: Tensor, reason: str, *, kernel: bool = False) -> None:
         """These labels may not move."""
@@ -256,10 +259,6 @@ class Labeller(TorchDispatchMode):
             if axis.dim == 1 and own.shape == labels.shape and bool((own == labels).all()):
                 self.regroup[axis] = groups
 
-    def visit(self, labels: Tensor, where: str) -> None:
-        """Note that labels went through a place."""
-        self.sites.append(Site(_runs(compact(labels)).reshape(-1), where))
-
     def flatten(self, labels: Tensor, dims: Sequence[int], keep: int) -> Tensor:
         """One label a position of ``keep``: labels that differ over ``dims`` are tied."""
         for dim in dims:
@@ -285,7 +284,8 @@ class Labeller(TorchDispatchMode):
         outs = tuple(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
         if depends:
             self._data.update(id(o) for o in outs)
-            self._alive.extend(outs)
+            for out in outs:
+                self._remember(out)
         if outs and any(before):
             name = cast(str, func._schema.name).split("::")[-1]
             self._apply(Call(name, func, args, kwargs, outs), inputs)
@@ -299,15 +299,11 @@ class Labeller(TorchDispatchMode):
             with torch.utils._python_dispatch._disable_current_modes():
                 results = rule(self, call)
                 for out, coordinates in zip(call.outs, results, strict=False):
-                    self.assign(out, coordinates)
-                    self._visit_out(call, coordinates)
+                    settled = [canonical(c) for c in coordinates]
+                    self._keep(out, settled)
+                    self.sites += map(compact, settled)  # also single channels: they're picked
         except Refused as refusal:
             self._unknown(call, inputs, f"{call.name}: {refusal}")
-
-    def _visit_out(self, call: Call, coordinates: Coordinates) -> None:
-        """Note all labels of a result, those of a single channel too: it was picked out."""
-        for k, labels in enumerate(canonical(c) for c in coordinates):
-            self.visit(labels, f"{len(self.sites)}:{self.node}:{call.name}:{k}")
 
     def _unknown(self, call: Call, inputs: Sequence[Tensor], reason: str) -> None:
         with torch.utils._python_dispatch._disable_current_modes():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from pleas_fx.labels import (
 from pleas_fx.rules.pointwise import constant_along, held
 from pleas_fx.rules.reasons import SEVERAL
 
-aten = torch.ops.aten
+RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})
 
 
 def moved(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -45,14 +47,34 @@ def _refuse_labelled_indices(ctx: Labeller, call: Call) -> None:
 
 
 def _same_call(call: Call, labels: Tensor) -> tuple[Tensor, ...]:
+    if call.name in RESHAPES:
+        return (reshaped(labels, call.outs[0].shape),)
     func: Any = call.func
-    if call.name in ("view", "_unsafe_view", "_reshape_alias"):
-        func = aten.reshape.default
     try:
         result = func(labels, *call.args[1:], **call.kwargs)
     except (RuntimeError, NotImplementedError):  # kernels without an integer version
         result = func(labels.double(), *call.args[1:], **call.kwargs).long()
     return tuple(result) if isinstance(result, (list, tuple)) else (result,)
+
+
+def reshaped(labels: Tensor, shape: torch.Size) -> Tensor:
+    """What ``reshape`` gives; only stretches of dims in which the labels vary are laid out."""
+    if not labels.numel():
+        return labels.reshape(shape)
+    small = compact(labels)
+    before, after = _products(labels.shape), _products(shape)
+    common = sorted(set(before) & set(after))
+    varying = {bisect_left(common, p) for p, n in zip(before, small.shape, strict=True) if n > 1}
+    laid, sizes = (
+        [n if bisect_left(common, p) in varying else 1 for p, n in zip(products, dims, strict=True)]
+        for products, dims in ((before, labels.shape), (after, shape))
+    )
+    return small.expand(laid).reshape(sizes).expand(shape)
+
+
+def _products(shape: torch.Size) -> list[int]:
+    """Of all sizes up to each; where two shapes have the same, what lies before stays together."""
+    return list(accumulate(shape, operator.mul))
 
 
 def same(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -187,7 +209,7 @@ def padded(ctx: Labeller, call: Call) -> list[Coordinates]:
     for labels in ctx.of(call.args[0]):
         dims = {labels.dim() - 1 - i // 2 for i, n in enumerate(pads) if n}
         if dims & set(pattern(labels)):
-            results.append(aten.constant_pad_nd.default(labels.contiguous(), pads, NONE))
+            results.append(torch.ops.aten.constant_pad_nd.default(labels.contiguous(), pads, NONE))
             continue
         for dim in dims:
             labels = labels.narrow(dim, 0, 1)

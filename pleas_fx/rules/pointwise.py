@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -24,7 +25,7 @@ def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
 
 def combine(ctx: Labeller, operands: list[Tensor], out: Tensor) -> Coordinates:
     """The coordinates of a broadcast combination of ``operands``."""
-    shape = torch.broadcast_shapes(*(a.shape for a in operands))
+    shape = torch.Size(np.broadcast_shapes(*(a.shape for a in operands)))
     results: Varying = {}
     for operand in operands:
         for labels in ctx.of(operand):
