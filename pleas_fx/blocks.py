@@ -45,9 +45,13 @@ def components(count: int, pairs: IntArray) -> IntArray:
 
 def mix(value: Hash) -> Hash:
     """A 64-bit finaliser: equal values, equal hashes; sums of hashes identify multisets."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    mixed = value >> np.uint64(30)
+    mixed ^= value
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def find_units(count: int, relations: Sequence[Relation]) -> Units:

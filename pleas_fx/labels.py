@@ -296,22 +296,20 @@ class Labeller(TorchDispatchMode):
         if rule is None:
             return self._unknown(call, inputs, f"no rule for the operator {call.name}")
         try:
-            with torch.utils._python_dispatch._disable_current_modes():
-                results = rule(self, call)
-                for out, coordinates in zip(call.outs, results, strict=False):
-                    settled = [canonical(c) for c in coordinates]
-                    self._keep(out, settled)
-                    self.sites += map(compact, settled)  # also single channels: they're picked
+            results = rule(self, call)
+            for out, coordinates in zip(call.outs, results, strict=False):
+                settled = [canonical(c) for c in coordinates]
+                self._keep(out, settled)
+                self.sites += map(compact, settled)  # also single channels: they're picked
         except Refused as refusal:
             self._unknown(call, inputs, f"{call.name}: {refusal}")
 
     def _unknown(self, call: Call, inputs: Sequence[Tensor], reason: str) -> None:
-        with torch.utils._python_dispatch._disable_current_modes():
-            for tensor in inputs:
-                for labels in self.of(tensor):
-                    self.pin(labels, reason)
-            for out in call.outs:
-                self.assign(out, [])
+        for tensor in inputs:
+            for labels in self.of(tensor):
+                self.pin(labels, reason)
+        for out in call.outs:
+            self.assign(out, [])
 
 
 class Refused(Exception):
