@@ -239,6 +239,11 @@ class Labeller(TorchDispatchMode):
         unique = compact(labels).unique()
         self.pins.append(Pin(unique[unique != NONE], self.node, reason, kernel))
 
+    def immovable(self, labels: Tensor) -> bool:
+        """Whether all of these were pinned, by themselves."""
+        pinned = [p.labels for p in self.pins]
+        return bool(pinned) and bool(torch.isin(compact(labels), torch.cat(pinned)).all())
+
     def couple(self) -> None:
         """The current node's result mixes all channels of a group."""
         self.coupled.add(self.node)

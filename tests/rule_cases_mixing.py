@@ -93,14 +93,18 @@ def _selective(s: Any, x: Tensor) -> Tensor:
     return s.b((both * weights).sum(1))
 
 
-def _windows(bias: Callable[[Any], Tensor]) -> Forward:
+Look = Callable[[Any], Tensor]
+SHADE = torch.arange(5 * 7 * 7).remainder(3.0).view(5, 7, 7)  # written in the code: no buffer
+
+
+def _windows(bias: Look, mask: Look) -> Forward:
     """Attention in five windows of seven tokens, with a bias a head and pair of tokens (Swin)."""
 
     def function(s: Any, x: Tensor) -> Tensor:
         tokens = s.a(x.flatten(2).transpose(1, 2)).reshape(-1, 7, 9)
         q, k, v = (layer(tokens).unflatten(2, (3, -1)).transpose(1, 2) for layer in (s.q, s.k, s.v))
         scores = q @ k.transpose(2, 3) + bias(s)
-        scores = scores.view(-1, 5, 3, 7, 7) + s.mask.view(1, 5, 1, 7, 7)
+        scores = scores.view(-1, 5, 3, 7, 7) + mask(s).view(1, 5, 1, 7, 7)
         mixed = scores.view(-1, 3, 7, 7).softmax(-1) @ v
         return s.b(mixed.transpose(1, 2).flatten(2))
 
@@ -111,9 +115,13 @@ def _looked_up(s: Any) -> Tensor:
     return s.table[s.index.view(-1)].view(7, 7, 3).permute(2, 0, 1)
 
 
-def _windowed(name: str, bias: Callable[[Any], Tensor], groups: str, needless: str = "") -> Case:
+def _masked(s: Any) -> Tensor:
+    return s.mask
+
+
+def _windowed(name: str, bias: Look, groups: str, needless: str = "", mask: Look = _masked) -> Case:
     return Case(name, net(
-        _windows(bias),
+        _windows(bias, mask),
         a=lambda: nn.Linear(2, 9), b=lambda: nn.Linear(21, 3),
         q=lambda: nn.Linear(9, 15), k=lambda: nn.Linear(9, 15), v=lambda: nn.Linear(9, 21),
         mask=lambda: torch.randint(2, (5, 7, 7)),
@@ -222,6 +230,7 @@ CONTRACTION = [
         _selective, a=plain(2, 5), c=plain(2, 5), q=plain(5, 10), b=plain(5, 3),
     ), "5", BOTH),
     _windowed("attention-windows", _looked_up, "3x1 9 3x5 3x7"),
+    _windowed("attention-windows-constant", _looked_up, "3x1 9 3x5 3x7", mask=lambda _: SHADE),
     Case("weight-norm", net(
         lambda s, x: s.b(F.conv2d(s.a(x), torch._weight_norm(s.w, s.g, 0))),
         a=plain(2, 5), b=plain(7, 3),

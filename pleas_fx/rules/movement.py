@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from itertools import accumulate
+from itertools import accumulate, combinations
 from typing import Any
 
 import torch
@@ -24,8 +24,6 @@ from pleas_fx.labels import (
 )
 from pleas_fx.rules.pointwise import constant_along, held
 from pleas_fx.rules.reasons import SEVERAL
-
-RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})
 
 
 def moved(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -47,14 +45,33 @@ def _refuse_labelled_indices(ctx: Labeller, call: Call) -> None:
 
 
 def _same_call(call: Call, labels: Tensor) -> tuple[Tensor, ...]:
-    if call.name in RESHAPES:
-        return (reshaped(labels, call.outs[0].shape),)
     func: Any = call.func
     try:
         result = func(labels, *call.args[1:], **call.kwargs)
     except (RuntimeError, NotImplementedError):  # kernels without an integer version
         result = func(labels.double(), *call.args[1:], **call.kwargs).long()
     return tuple(result) if isinstance(result, (list, tuple)) else (result,)
+
+
+def reshape(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """The labels of every coordinate, laid out as the data are.
+
+    Where dims are joined, two coordinates that had nothing to do with each other may come to lie
+    on one dim. Labels that can't move anyway are then positions like any other.
+    """
+    before = ctx.of(call.args[0])
+    after = [canonical(reshaped(labels, call.outs[0].shape)) for labels in before]
+    joined = {
+        k
+        for pair in combinations(range(len(before)), 2)
+        if _overlap(after, pair) and not _overlap(before, pair)
+        for k in pair
+    }
+    return [[c for k, c in enumerate(after) if k not in joined or not ctx.immovable(before[k])]]
+
+
+def _overlap(coordinates: Coordinates, pair: tuple[int, int]) -> bool:
+    return not set(pattern(coordinates[pair[0]])).isdisjoint(pattern(coordinates[pair[1]]))
 
 
 def reshaped(labels: Tensor, shape: torch.Size) -> Tensor:
@@ -241,13 +258,14 @@ def unfolded(ctx: Labeller, call: Call) -> list[Coordinates]:
 
 MOVEMENT: dict[str, Rule] = {
     **dict.fromkeys(
-        """view _unsafe_view reshape _reshape_alias transpose permute t numpy_T expand repeat
+        """transpose permute t numpy_T expand repeat
         unsqueeze squeeze flip roll slice select split split_with_sizes chunk unbind unfold
         as_strided movedim tile index_select index pixel_shuffle pixel_unshuffle channel_shuffle
         native_channel_shuffle swapaxes squeeze_copy diagonal rot90 repeat_interleave
         narrow unflatten flatten expand_as view_as take""".split(),
         moved,
     ),
+    **dict.fromkeys("view _unsafe_view reshape _reshape_alias".split(), reshape),
     **dict.fromkeys(
         """clone contiguous alias detach lift_fresh lift_fresh_copy _to_copy to zero_""".split(),
         same,
