@@ -66,6 +66,7 @@ def merge(
     device: str | torch.device | None = None,
     progress: bool | Callable[[str], None] = True,
     example_inputs: Inputs | None = None,
+    synthetic: int | None = None,
     recipe: Mapping[str, RecipeValue] | None = None,
 ) -> MergeResult:
     """Merge two or more networks with the same graph into one (DESIGN; Nasery et al. 2025).
@@ -73,6 +74,9 @@ def merge(
     Args:
         calibration: (N, …) tensor, batches, ``PerSource`` of these, or None (data-free; needs
             ``example_inputs``). Labels are ignored.
+        synthetic: inputs to make for every source, from the statistics that its norms keep. None:
+            as many as are needed (all of them without data; some where images are few or unlike
+            the training data, and making them is quick); 0: none. The report says what was made.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, one source alone may be judged better
             than all of them, and the mean a better target than the owner: ``plan.note`` says so.
@@ -83,7 +87,9 @@ def merge(
     Raises:
         PleasError: a subclass for every kind of bad input; the sources are never changed.
     """
-    options = _options(width, flops, params, latency, widths, heads, classes, method, seed)
+    options = _options(
+        width, flops, params, latency, widths, heads, classes, method, seed, synthetic
+    )
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
     placed = [_placed(m, where) for m in models]
@@ -117,12 +123,15 @@ def plan(
     device: str | torch.device | None = None,
     progress: bool | Callable[[str], None] = True,
     example_inputs: Inputs | None = None,
+    synthetic: int | None = None,
 ) -> Plan:
     """What :func:`merge` would do with the same arguments, without fitting the result.
 
     Candidates that have to be judged (shared heads under a budget) are fitted on half the data.
     """
-    options = _options(width, flops, params, latency, widths, heads, classes, method, seed)
+    options = _options(
+        width, flops, params, latency, widths, heads, classes, method, seed, synthetic
+    )
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
     clock = Clock(_reporter(progress))
@@ -163,6 +172,7 @@ def _options(
     classes: Classes | None,
     method: str,
     seed: int,
+    synthetic: int | None,
 ) -> Options:
     given = [b for b in (width, flops, params, latency, widths) if b is not None]
     if len(given) > 1:
@@ -174,7 +184,9 @@ def _options(
     if classes is not None and heads != "joint":
         raise OptionError('classes only make sense with heads="joint"')
     budget = Budget(width if given else 1.0, flops, params, latency, widths)
-    return Options(budget, heads, classes, method, seed)
+    if synthetic is not None and synthetic < 0:
+        raise OptionError(f"synthetic must be at least 0, not {synthetic}")
+    return Options(budget, heads, classes, method, seed, synthetic=synthetic)
 
 
 def _data(
@@ -242,6 +254,8 @@ def _recipe(options: Options) -> dict[str, RecipeValue]:
         value = getattr(budget, name)
         if value is not None:
             found[name] = float(value)
+    if options.synthetic is not None:
+        found["synthetic"] = options.synthetic
     if budget.widths is not None:
         found["widths"] = {str(g): float(w) for g, w in budget.widths.items()}
     if options.classes is not None:

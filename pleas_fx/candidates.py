@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from passes.judge import Answers, answers, owners_answers, score
 from passes.rewrite import Rewritten
 from pleas_fx.calibration import Batches
+from pleas_fx.complement import combined
 from pleas_fx.errors import PleasError
 from pleas_fx.ir import Plan, Program, letters, only
 
@@ -97,10 +98,18 @@ class Judges:
 
 
 def choose(
-    programs: Sequence[Program], data: Batches, everyone: Candidate, decide: Decide, fit: FitOn
+    programs: Sequence[Program],
+    data: Batches,
+    everyone: Candidate,
+    decide: Decide,
+    fit: FitOn,
+    made: Batches | None = None,
 ) -> Candidate:
-    """The best candidate; ``everyone`` where none is better, or where that can't be told."""
-    halves = _halves(programs, data)
+    """The best candidate; ``everyone`` where none is better, or where that can't be told.
+
+    What was ``made`` beside the data is fitted on, too, but doesn't judge.
+    """
+    halves = _halves(programs, data, made)
     if not halves:
         return everyone
     together = _together(everyone, data, halves, fit)
@@ -196,7 +205,7 @@ def _noted(
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
 
 
-def _halves(programs: Sequence[Program], data: Batches) -> list[Half]:
+def _halves(programs: Sequence[Program], data: Batches, made: Batches | None) -> list[Half]:
     """Fit on one half and judge on the other, both ways; empty where there is only one image."""
     step = max(2, data.examples // ENOUGH)
     parts = [_every(data, first, step) for first in (0, 1)]
@@ -207,7 +216,7 @@ def _halves(programs: Sequence[Program], data: Batches) -> list[Half]:
         each = tuple(answers(p.module, judged.batches) for p in programs)
         owners = owners_answers(each, judged.owners)
         mean = owners_answers(each, (None,) * len(judged.owners))
-        halves.append(Half(fitted, judged, each, owners, mean))
+        halves.append(Half(combined(fitted, made) or fitted, judged, each, owners, mean))
     return halves
 
 

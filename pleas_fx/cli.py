@@ -48,6 +48,14 @@ Heads = Annotated[str | None, typer.Option(help="separate (one output a model), 
 Method = Annotated[
     str | None, typer.Option(help="pleas, average, permute, pleas-paper or side-by-side.")
 ]
+Synthetic = Annotated[
+    int | None,
+    typer.Option(
+        help="Inputs to make for each source, from what its norms keep; as many as are needed if "
+        "not given.",
+        min=0,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same network.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -105,6 +113,7 @@ def plan(
     heads: Heads = None,
     method: Method = None,
     seed: Seed = None,
+    synthetic: Synthetic = None,
     device: Device = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -133,6 +142,7 @@ def merge(
     heads: Heads = None,
     method: Method = None,
     seed: Seed = None,
+    synthetic: Synthetic = None,
     out: Annotated[str | None, typer.Option(help="The folder to write; out/merged.")] = None,
     device: Device = None,
     as_json: AsJson = False,

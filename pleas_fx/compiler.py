@@ -29,6 +29,7 @@ from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose
 from pleas_fx.channels_last import arranged
+from pleas_fx.complement import Complement, combined, complement
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
@@ -56,6 +57,7 @@ class Options:
     seed: int = 0
     ridge: float = 1e-4
     rows_per_unknown: int = 8
+    synthetic: int | None = None  # inputs made for every source; None: as the data are
     contest: bool = True  # whether other candidates are tried (pleas_fx/candidates)
 
 
@@ -168,6 +170,22 @@ def _arranged(prepared: Prepared, data: Batches | None) -> Batches | None:
     return replace(data, batches=arranged(prepared.programs, data.batches))
 
 
+def _complement(
+    prepared: Prepared,
+    data: Batches | None,
+    inputs: tuple[Tensor, ...],
+    options: Options,
+    clock: Clock,
+) -> Complement:
+    """Inputs made from what the sources' norms keep, where something will be fitted to them."""
+    if options.method not in FITTED or not _prices(options, len(prepared.programs)):
+        return Complement()
+    with clock.time("synthesise"):
+        return complement(
+            prepared.programs, data, inputs, images=options.synthetic, seed=options.seed
+        )
+
+
 def look(
     prepared: Prepared,
     data: Batches | None,
@@ -212,9 +230,10 @@ def plan_only(
 ) -> Plan:
     """The plan of a merge; only candidates that have to be judged are fitted for it."""
     prepared = prepare(models, inputs, options, clock)
-    data = _arranged(prepared, data)
-    observed = look(prepared, data, options, clock)
-    return settle(prepared, observed, inputs, data, options, clock).planned[0]
+    beside = _complement(prepared, data, inputs, options, clock)
+    data, made = _arranged(prepared, data), _arranged(prepared, beside.made)
+    observed = look(prepared, combined(data, made), options, clock)
+    return settle(prepared, observed, inputs, data, options, clock, made).planned[0]
 
 
 MENUS = {
@@ -283,14 +302,17 @@ def settle(
     data: Batches | None,
     options: Options,
     clock: Clock,
+    made: Batches | None = None,
 ) -> Candidate:
     """The plan of all sources, or of one alone where that is judged to be better.
 
-    Widths ask for slots of every group, so all sources take part.
+    Widths ask for slots of every group, so all sources take part. What is ``made`` beside the data
+    judges only where there are no data.
     """
     everyone = Candidate("all sources", decide(prepared, observed, inputs, options, clock))
     resource = options.budget.flops or options.budget.params or options.budget.latency
-    if data is None or not resource or resource >= len(prepared.programs):
+    judging, made = (data, made) if data is not None else (made, None)
+    if judging is None or not resource or resource >= len(prepared.programs):
         return everyone
     if not (options.contest and options.method == "pleas" and _same_outputs(prepared)):
         return everyone
@@ -304,7 +326,7 @@ def settle(
                 prepared, candidate, observed.matching, images, options, heads_only=heads_only
             )
 
-    return choose(prepared.programs, data, everyone, alone, fitted)
+    return choose(prepared.programs, judging, everyone, alone, fitted, made)
 
 
 def _same_outputs(prepared: Prepared) -> bool:
@@ -322,14 +344,16 @@ def compile_models(
 ) -> Compiled:
     """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
-    data = _arranged(prepared, data)
+    beside = _complement(prepared, data, inputs, options, clock)
+    data, made = _arranged(prepared, data), _arranged(prepared, beside.made)
+    everything = combined(data, made)
     with closing(Store()) as store:
-        targets = _targets(prepared, data, options, store)
-        observed = look(prepared, data, options, clock, targets)
-        chosen = settle(prepared, observed, inputs, data, options, clock)
+        targets = _targets(prepared, everything, options, store)
+        observed = look(prepared, everything, options, clock, targets)
+        chosen = settle(prepared, observed, inputs, data, options, clock, made)
         plan, rewritten = chosen.planned
         with clock.time("fit"):
-            layers, peak = _fit(prepared, chosen, observed.matching, data, options, targets)
+            layers, peak = _fit(prepared, chosen, observed.matching, everything, options, targets)
     rewritten.module.requires_grad_(True)
     report = Report(
         layers=layers,
@@ -337,7 +361,7 @@ def compile_models(
         merged=count(rewritten.module, inputs),
         seconds=dict(clock.seconds),
         peak_bytes=peak,
-        warnings=_warnings(prepared, data),
+        warnings=(*_warnings(prepared, everything), *beside.notes),
     )
     return Compiled(rewritten, plan, report, prepared.symmetries[0])
 

@@ -181,7 +181,8 @@ class Worker:
         self.record.onnx_rounding = parity.rounding or None
 
     def _merged(self, sources: Any, **options: Any) -> pleas_fx.MergeResult:
-        return pleas_fx.merge(sources, self.data[0], progress=False, **options)
+        # Random statistics are nobody's: nothing is made from them.
+        return pleas_fx.merge(sources, self.data[0], progress=False, synthetic=0, **options)
 
 
 def _smallest(model: nn.Module, name: str) -> tuple[int, ...]:

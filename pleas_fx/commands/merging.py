@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from pleas_fx.result import MergeResult
 
 OUT = "out/merged"
-DATA_FREE = "no calibration data: channels are matched by their weights, which merges less well"
+DATA_FREE = (
+    "no calibration data: inputs are made from the statistics that the sources' norms keep; where "
+    "there are none, channels are matched by their weights, which merges less well"
+)
 
 
 def given(typed: Mapping[str, Any]) -> Recipe:
     """The part of a recipe that is on the command line; ``typed`` are a command's arguments."""
     data = typed.get("calibration") or None
-    named = ("samples", *BUDGETS, "heads", "method", "seed", "out")
+    named = ("samples", "synthetic", *BUDGETS, "heads", "method", "seed", "out")
     return Recipe(
         calibration=data[0] if data is not None and len(data) == 1 else data and tuple(data),
         mean=numbers(typed.get("mean"), "mean"),

@@ -25,6 +25,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     samples: int | None = None
+    synthetic: int | None = None  # inputs made for every source
     input: tuple[Shape, ...] = ()
     width: float | None = None
     flops: float | None = None
@@ -46,7 +47,7 @@ class Recipe:
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of ``merge`` and ``plan`` that are set."""
-        names = (*BUDGETS, "heads", "classes", "method", "seed")
+        names = (*BUDGETS, "heads", "classes", "method", "seed", "synthetic")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def origin(self) -> dict[str, RecipeValue]:
@@ -189,6 +190,7 @@ READERS: dict[str, Any] = {
     "sources": _texts,
     "calibration": _calibration,
     "samples": _whole,
+    "synthetic": _whole,
     "input": _shapes,
     **dict.fromkeys(("width", "flops", "params", "latency"), _number),
     "widths": _widths,
