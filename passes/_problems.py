@@ -16,6 +16,7 @@ from pleas_fx.extract import extractor
 from pleas_fx.ir import Axis, Group, IntArray, Matching, Program, Symmetry
 from pleas_fx.rules.modules import contraction, is_depthwise
 
+ROUNDING = 1e-10  # of a float32 value, squared, with some room
 SHRINKAGE = 0.1  # times unknowns / (unknowns + rows)
 
 
@@ -70,7 +71,8 @@ def _group_problem(
     partner: IntArray,
 ) -> tuple[Tensor, list[Tensor]]:
     sources, n = partner.shape
-    points = _points(statistics, group) if statistics is not None else ()
+    seen = _points(statistics, group) if statistics is not None else ()
+    points = [p for p in seen if _varies(p.moments)]
     if not points:
         identity = torch.eye(n, dtype=torch.float64)
         return _guess(sources, n), [identity] * sources
@@ -94,6 +96,12 @@ def _group_problem(
     covariance.view(sources, n, sources, n).diagonal(dim1=1, dim2=3).copy_(matched)
     own_order = [torch.from_numpy(partner[s]) for s in range(sources)]
     return covariance, [q[o[:, None], o] for q, o in zip(weighting, own_order, strict=True)]
+
+
+def _varies(moments: Moments) -> bool:
+    """Whether a place isn't the same on all inputs, up to rounding: it has a class token, say."""
+    variance, square = float(moments.variance.sum()), float(moments.mean.square().sum())
+    return variance > ROUNDING * (variance + square)
 
 
 def _shrinkage(moments: Moments) -> float:

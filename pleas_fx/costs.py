@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from pleas_fx.explicit import explicit_operators
@@ -18,8 +19,10 @@ from pleas_fx.rules.modules import contraction
 def count(model: nn.Module, inputs: Sequence[Tensor]) -> Count:
     """Parameters, and multiply-adds x 2 that one example executes, those of attention included."""
     single = tuple(t[:1] if t.dim() > 1 else t for t in inputs)
+    # The counter hooks whatever requires a gradient, which views of parameters claim to.
+    detached = {key: p.detach() for key, p in model.named_parameters()}
     with explicit_operators(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*single)
+        functional_call(model, detached, single)
     params = sum(p.numel() for p in model.parameters())
     return Count(params, int(counter.get_total_flops()))
 

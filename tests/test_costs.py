@@ -68,3 +68,20 @@ def test_attention_of_both_sources_costs_twice_that_of_one(fused: bool) -> None:
     (images,) = noise((12, 3, 6, 6))
     result = pf.merge(sources, images, width=2.0, progress=False)
     assert result.report.merged.flops == 2 * result.report.sources[0].flops
+
+
+class Asked(nn.Module):
+    """A layer on a parameter that is the same for all examples, as decoders' queries are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.randn(1, 3)), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The image's mean, weighted."""
+        return self.layer(self.token.expand(len(x), -1)) * x.mean()
+
+
+def test_layers_on_views_of_parameters_are_counted() -> None:
+    """Whose gradients torch's counter would ask for."""
+    assert pf.count(Asked(), torch.randn(2, 1, 5, 5)).flops == 2 * 3 * 4

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 import pleas_fx as pf
+from passes._problems import problem
 from passes.groups import groups
-from passes.match import match_activations
-from passes.observe import observe
+from passes.match import identity_matching, match_activations
+from passes.observe import Point, observe
 from passes.trace import trace
-from pleas_fx.algebra.moments import cross_correlation
+from pleas_fx.algebra.moments import Moments, cross_correlation
 from pleas_fx.ir import Axis
 from tests.merging import outputs, worst
 from tests.networks import noise
@@ -99,3 +101,25 @@ def test_weights_never_move_channels_that_vary() -> None:
     silent = np.isin(np.arange(group.size), silent_of(model))
     assert (one[~silent] == other[~silent]).all()
     assert (one[silent] != other[silent]).any()
+
+
+def test_places_that_are_the_same_on_all_images_say_nothing() -> None:
+    """Such as the queries of a class token: a plan's predicted errors stay what they were."""
+    model = seeded(lambda: classifier(4), 0)
+    programs = (trace(model, INPUTS),) * 2
+    symmetry = groups(programs[0])
+    (group,) = symmetry.groups
+    seen = observe(programs, (symmetry,) * 2, [INPUTS], seed=0)
+    still = Moments.zeros(2 * group.size)
+    still.add(torch.ones(16, 2 * group.size))
+    made = {group.id: (*seen.points(group.id), Point("still", still))}
+    with_it = replace(seen, read={}, made=made)
+    without = replace(seen, read={}, made={group.id: seen.points(group.id)})
+    matching = identity_matching(symmetry, 2)
+    found, expected = (
+        problem(programs, (symmetry,) * 2, statistics, matching, (group,))
+        for statistics in (with_it, without)
+    )
+    assert torch.equal(found.covariance, expected.covariance)
+    assert all(map(torch.equal, found.weighting, expected.weighting))
+    assert bool(torch.isfinite(found.covariance).all())
