@@ -16,8 +16,8 @@ from pleas_fx.ir import Program
 FOREIGN = 0.05  # divergence: ten times that of a few images of the training data
 LOOKED_AT = 16  # images
 FEW = 64  # images of a source
-NUMBERS = 1 << 20  # of all inputs made for a source: 256 images of 3x32x32
-MOST, FEWEST = 256, 32  # of them
+NUMBERS = 1 << 20  # of all inputs made for a source: 128 images of 3x52x52
+MOST, FEWEST = 128, 32  # of them
 AFFORDABLE = 2e13  # FLOPs for all that is made, if it isn't all there is: a few minutes
 
 

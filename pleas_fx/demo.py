@@ -61,6 +61,7 @@ class Variant:
     method: str
     budget: str
     size: float
+    images: bool = True  # whether there are any to calibrate on
 
 
 SEPARATE = (
@@ -69,6 +70,7 @@ SEPARATE = (
     Variant("PLeaS (published)", "pleas-paper", "width", 1.0),
     *(Variant(f"side by side, {b:g}x FLOPs", "side-by-side", "flops", b) for b in (1.0, 0.5)),
     *(Variant(f"pleas-fx, {b:g}x FLOPs", "pleas", "flops", b) for b in BUDGETS),
+    Variant("pleas-fx, 1x FLOPs, no images", "pleas", "flops", 1.0, images=False),
 )
 
 
@@ -191,9 +193,10 @@ def _merged_row(images: Images, variant: Variant, example: Tensor) -> Row:
     options: dict[str, Any] = {variant.budget: variant.size}
     result = merge(
         images.sources,
-        torch.cat(images.calibration),
+        torch.cat(images.calibration) if variant.images else None,
         method=variant.method,
         progress=False,
+        example_inputs=None if variant.images else example,
         **options,
     )
     seconds = time.perf_counter() - start
