@@ -1,6 +1,6 @@
 """How far images are from what a source's norms keep: own ones, others', and wrongly scaled ones.
 
-``python -m benchmarks.accuracy.foreign``: the figures that ``pleas_fx/complement``'s bound was set by.
+``python -m benchmarks.accuracy.foreign``: what the bound in ``pleas_fx/complement`` was set by.
 """
 
 from __future__ import annotations
