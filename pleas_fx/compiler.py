@@ -25,6 +25,7 @@ from passes.probe import joined, probe
 from passes.recalibrate import recalibrate
 from passes.rewrite import Mismatch, Rewritten
 from passes.trace import trace
+from passes.verify import verify
 from pleas_fx.budget import Budget, plan_for
 from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose
@@ -116,6 +117,14 @@ def prepare(
     with clock.time("probe"), _refusals():
         given = given_lanes(programs, symmetries, options.heads, options.classes)
         whole = probe(programs, symmetries, given, heads=options.heads)
+    with clock.time("verify"):
+        apart = given_lanes(programs, symmetries, "separate", None)
+        if not verify(programs, symmetries, apart, inputs) <= 1:
+            raise GraphError(
+                "side by side in one graph, the sources don't compute what they do alone: an "
+                "operator is followed wrongly. Please report this network; until then, make the "
+                "modules that rearrange channels leaves of the trace"
+            )
     return Prepared(programs, symmetries, given, whole)
 
 
