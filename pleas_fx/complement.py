@@ -47,11 +47,11 @@ def complement(
         return Complement()
     wanted = [_many(inputs) if images is None else images] * len(programs)
     notes: tuple[str, ...] = ()
-    if data is not None and images is None:
-        wanted, notes = _needed(programs, data, inputs)
     try:
+        if data is not None and images is None:
+            wanted, notes = _needed(programs, data, inputs)
         made = synthesise(programs, inputs, wanted, seed=seed)
-    except RuntimeError as error:  # a network that can't be differentiated
+    except RuntimeError as error:  # takes no other number of inputs, or isn't differentiable
         reason = str(error).splitlines()[0]
         return Complement(None, (*notes, f"no inputs could be made for the sources ({reason})"))
     owned = [(batch, number) for number, own in enumerate(made) for batch in own]

@@ -186,6 +186,19 @@ def test_inputs_that_are_no_images_stay_as_the_example_has_them() -> None:
     assert torch.equal(batch[1], torch.full((5,), 4))
 
 
+def test_where_nothing_can_be_made_the_merge_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network that takes no other number of inputs, say; the report tells why."""
+
+    def refused(*_: object) -> float:
+        raise RuntimeError("shape '[4, 6]' is invalid for input of size 96")
+
+    monkeypatch.setattr(complement, "divergence", refused)
+    data = pf.calibration.collect(own(8)[0])
+    found = complement.complement(programs(), data, (EXAMPLE,), images=None, seed=0)
+    assert found.made is None
+    assert "no inputs could be made for the sources (shape" in found.notes[0]
+
+
 def test_fewer_than_none_are_refused() -> None:
     """One clear error."""
     with pytest.raises(pf.OptionError, match="synthetic"):
