@@ -21,8 +21,8 @@ from passes._lockstep import Batch
 from pleas_fx.ir import Program
 
 STEPS = 200  # at most
-ENOUGH = 0.002  # divergence a channel: of 64 images of the training data it is about this
-RATE = 0.1  # of the inputs' standard deviation, a step
+ENOUGH = 0.002  # divergence: of 256 images of the training data it is this or less
+RATE = 0.1  # of the scale of the inputs, a step
 SCALES = tuple(4.0**k for k in range(-2, 6))  # of inputs: normalised ones, and pixels up to 255
 COARSE = 4  # pixels of the noise at first
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -67,7 +67,7 @@ def divergence(program: Program, batch: Batch) -> float:
     """How far what the norms see of a batch is from what they keep, in the mean; NaN: none do.
 
     Of 16 images of the training data about 0.005, of another image set 0.1 and more, of images
-    that aren't normalised as in training 5 (docs/decisions/2026-11-27-synthetic.md).
+    that aren't normalised as in training 0.5 and more (docs/decisions/2026-11-27-synthetic.md).
     """
     with torch.no_grad(), _divergences(program.module) as found:
         program.module(*batch)

@@ -63,6 +63,8 @@ def verify(
     with torch.no_grad():
         found = _tensors(network(*inputs))
         wanted = [t for program in programs for t in _tensors(program.module(*inputs))]
+    if len(found) != len(wanted):
+        return float("inf")
     return max(map(_error, found, wanted), default=0.0)
 
 
@@ -76,6 +78,8 @@ def _error(found: Tensor, wanted: Tensor) -> float:
         return float("inf")
     if not bool(torch.isfinite(wanted).all()) or not wanted.numel():
         return 0.0
+    if not bool(torch.isfinite(found).all()):
+        return float("inf")
     tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(wanted.dtype).eps)
     scale = float(wanted.abs().max()) or 1.0
     return float((found - wanted).abs().max()) / (scale * tolerance)

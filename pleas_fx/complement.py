@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from passes.synthesise import BATCH, STEPS, divergence, feasible, synthesise
+from passes.synthesise import STEPS, divergence, feasible, synthesise
 from pleas_fx.calibration import Batches
 from pleas_fx.costs import count
 from pleas_fx.ir import Program
@@ -16,6 +16,7 @@ from pleas_fx.ir import Program
 FOREIGN = 0.05  # divergence: ten times that of a few images of the training data
 LOOKED_AT = 16  # images
 FEW = 64  # images of a source
+BESIDE = 64  # made for one that has few
 NUMBERS = 1 << 20  # of all inputs made for a source: 128 images of 3x52x52
 MOST, FEWEST = 128, 32  # of them
 AFFORDABLE = 2e13  # FLOPs for all that is made, if it isn't all there is: a few minutes
@@ -90,7 +91,7 @@ def _needed(
                 "usual): are they normalised as in training, and of the same kind?"
             )
         else:
-            wanted.append(BATCH if _own(data, number) < FEW else 0)
+            wanted.append(BESIDE if _own(data, number) < FEW else 0)
     sizes = [count(p.module, inputs).flops * n for p, n in zip(programs, wanted, strict=True)]
     if 3 * STEPS * sum(sizes) > AFFORDABLE:  # a step: forwards, and back twice as long
         return [0] * len(programs), tuple(notes)

@@ -80,10 +80,10 @@ def canonical(labels: Tensor) -> Tensor:
 
 def _same_along(labels: IntArray, dim: int) -> bool:
     """Whether all slices of a dim are equal; two corners tell most that aren't."""
-    first = labels[(slice(None),) * dim + (slice(0, 1),)]
-    corner = (0,) * dim + (-1,) + (0,) * (labels.ndim - dim - 1)
     if not labels.size:
         return True
+    first = labels[(slice(None),) * dim + (slice(0, 1),)]
+    corner = (0,) * dim + (-1,) + (0,) * (labels.ndim - dim - 1)
     return bool(labels[corner] == first.item(0) and (labels == first).all())
 
 

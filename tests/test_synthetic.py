@@ -27,7 +27,7 @@ def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests look at nothing and make nothing beside their data."""
     for name, value in AS_SHIPPED.items():
         monkeypatch.setattr(complement, name, value)
-    for name in ("MOST", "BATCH"):  # fewer than as shipped: these are the larger networks
+    for name in ("MOST", "BESIDE"):  # fewer than as shipped: these are the larger networks
         monkeypatch.setattr(complement, name, 32)
 
 
@@ -53,7 +53,7 @@ def correct(merged: pf.MergeResult) -> float:
 
 
 def test_made_inputs_give_norms_what_they_keep() -> None:
-    """About what 64 images of the training data give; noise is the negative control."""
+    """About what images of the training data give; noise is the negative control."""
     for program, made, real in zip(
         programs(), synthesise(programs(), (EXAMPLE,), (32, 16), seed=0), own(32), strict=True
     ):

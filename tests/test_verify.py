@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,3 +53,24 @@ def test_channels_in_a_wrong_order_are_noticed(monkeypatch: pytest.MonkeyPatch) 
     network = NETWORKS["resnet"]
     with pytest.raises(pf.GraphError, match="side by side"):
         pf.merge([network.make(0), network.make(1)], network.inputs()[0], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda each: each, 0.0),
+        (lambda each: each[:1], float("inf")),
+        (lambda each: [each[0], each[1] * float("nan")], float("inf")),
+    ],
+)
+def test_outputs_that_are_missing_or_no_numbers_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, change: Any, error: float
+) -> None:
+    """Whichever output it is; unchanged ones are the control."""
+    programs, symmetries, lanes, inputs = prepared("resnet")
+
+    def answers(*_: torch.Tensor) -> Any:
+        return change([program.module(*inputs) for program in programs])
+
+    monkeypatch.setattr(module, "rewrite", lambda *_, **__: SimpleNamespace(module=answers))
+    assert verify(programs, symmetries, lanes, inputs) == error

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from pleas_fx.result import MergeResult
 
 OUT = "out/merged"
-DATA_FREE = (
-    "no calibration data: inputs are made from the statistics that the sources' norms keep; where "
-    "there are none, channels are matched by their weights, which merges less well"
-)
+DATA_FREE = "no calibration data: what the sources' batch norms keep, or weights, stand in for it"
 
 
 def given(typed: Mapping[str, Any]) -> Recipe:
