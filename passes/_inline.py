@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,6 +12,7 @@ from torch.fx.proxy import TraceError
 
 from passes._concrete import Tracer
 from pleas_fx.extract import Runner
+from pleas_fx.module_tree import twin
 
 
 def inlined(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule | None:
@@ -23,7 +23,7 @@ def inlined(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule 
     """
     if not any(map(_foreign, module.graph.nodes)):
         return None
-    module = copy.deepcopy(module)
+    module = twin(module)
     values: dict[fx.Node, Any] = {}
     Runner(module, values.__setitem__).run(*(t.detach().clone() for t in inputs))
     for node in filter(_foreign, list(module.graph.nodes)):

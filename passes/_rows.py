@@ -26,6 +26,7 @@ class Settings:
     seed: int
     owners: tuple[int | None, ...]
     heads: frozenset[str]
+    answering: frozenset[str] = frozenset()  # heads whose outputs are classes to choose from
     heads_only: bool = False  # all others are fitted already
 
     def sampling(self, widest: float) -> Sampling:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from passes._randomised import randomised, steadied
-from pleas_fx.ir import Axis, Certificate, Frozen, Group, GroupId, Permutation, Program, Symmetry
-from pleas_fx.permuting import axis_moves, permuted, random_permutation
+from pleas_fx.ir import Certificate, Frozen, Group, GroupId, Permutation, Program, Symmetry
+from pleas_fx.permuting import axis_moves, permuted_state, random_permutation
 
 TOLERANCE = 1e-9
 
@@ -29,7 +29,8 @@ def certify(program: Program, symmetry: Symmetry, *, trials: int, seed: int) -> 
     draws = [random_permutation(symmetry, seed + t) for t in range(trials)]
 
     def error(permutation: Permutation) -> float:
-        return relative_error(_run(permuted(symmetry, model, permutation), inputs), reference)
+        moved = permuted_state(symmetry, model, permutation)
+        return relative_error(_run(model, inputs, moved), reference)
 
     def worst() -> float:
         return max((error(draw) for draw in draws), default=0.0)
@@ -56,9 +57,10 @@ def certify(program: Program, symmetry: Symmetry, *, trials: int, seed: int) -> 
     return replace(symmetry, certificate=certificate)
 
 
-def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def _run(model: nn.Module, inputs: tuple[Tensor, ...], state: dict[str, Tensor]) -> list[Tensor]:
+    """The outputs with other tensors in the place of some."""
     with torch.no_grad():
-        result = model(*(t.clone() for t in inputs))
+        result = functional_call(model, state, tuple(t.clone() for t in inputs))
     return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
 
@@ -113,12 +115,12 @@ def _control(
     seed: int,
 ) -> bool:
     """A deliberately incomplete permutation (one axis of a group left out) must be noticed."""
-    copies = _broken(symmetry, model, seed)
-    return any(relative_error(_run(c, inputs), reference) > TOLERANCE for c in copies)
+    states = _broken(symmetry, model, seed)
+    return any(relative_error(_run(model, inputs, s), reference) > TOLERANCE for s in states)
 
 
-def _broken(symmetry: Symmetry, model: nn.Module, seed: int) -> Iterator[nn.Module]:
-    """Copies with one axis of a group left out, then with a single axis rolled."""
+def _broken(symmetry: Symmetry, model: nn.Module, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Tensors permuted with one axis of a group left out, then with a single axis rolled."""
     rng = np.random.default_rng(seed)
     candidates = [g for g in symmetry.groups if g.size > 1 and len(g.axes) > 1]
     for k in rng.permutation(len(candidates))[:4]:
@@ -127,18 +129,11 @@ def _broken(symmetry: Symmetry, model: nn.Module, seed: int) -> Iterator[nn.Modu
         for left_out in axis_moves(symmetry.layout, order):
             axes = {a: c for a, c in symmetry.layout.axes.items() if a != left_out}
             layout = replace(symmetry.layout, axes=axes)
-            yield permuted(replace(symmetry, layout=layout), model, order)
+            yield permuted_state(replace(symmetry, layout=layout), model, order)
     for axis, classes in list(symmetry.layout.axes.items())[:8]:
         if classes.ndim == 1:
-            yield _rolled(model, axis)
-
-
-def _rolled(model: nn.Module, axis: Axis) -> nn.Module:
-    result = copy.deepcopy(model)
-    tensor = result.state_dict(keep_vars=True)[axis.key]
-    with torch.no_grad():
-        tensor.copy_(tensor.roll(1, axis.dim))
-    return result
+            tensor = model.state_dict()[axis.key]
+            yield {axis.key: tensor.roll(1, axis.dim)}
 
 
 def coverage(symmetry: Symmetry) -> float:

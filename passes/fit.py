@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from passes._affines import fit_norm, fit_scale
+from passes._answers import answer
 from passes._contractions import Job, fit_contractions
 from passes._lockstep import MEMORY, Batch, Network, Store
 from passes._rows import Rows, Settings
@@ -141,6 +142,8 @@ class _Walk:
         for name in names:
             if name in jobs:
                 self._note_all(fit_contractions(self.rows, waiting))
+                if node.name in settings.answering:
+                    answer(self.rows, waiting)
                 waiting = []
             else:
                 self._one(name)

@@ -6,7 +6,6 @@ functional layers whose parameters are then constants become modules.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes._functional import call_instead, functional_layer
-from passes.trace import trace
+from passes.trace import traced
 from pleas_fx.ir import Program
-from pleas_fx.module_tree import attribute, execute
+from pleas_fx.module_tree import attribute, execute, twin
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Lower:
 
 def lower(program: Program) -> Program:
     """An equal program without computed weights and without functional layers."""
-    module = copy.deepcopy(program.module)
+    module = twin(program.module)
     with torch.no_grad():
         _fold(module)
         _reshape(module)
@@ -46,7 +45,7 @@ def lower(program: Program) -> Program:
     _drop_unread(module)
     if _names(module) == _names(program.module):  # no layer came or went
         return replace(program, module=module)
-    return trace(module, program.inputs)
+    return traced(module, program.inputs)
 
 
 def _names(module: fx.GraphModule) -> list[str]:

@@ -18,6 +18,7 @@ from passes._inline import inlined
 from passes._inplace import without_writes
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
+from pleas_fx.module_tree import twin
 
 SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
@@ -45,6 +46,11 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     _refuse_scripts(model)
+    return traced(copy.deepcopy(model).eval(), inputs)
+
+
+def traced(own: nn.Module, inputs: Sequence[Tensor]) -> Program:
+    """The same of a module that nobody else has: its parameters become the program's."""
     given = tuple(inputs)
     ends: dict[str, FrontEnd] = {
         "can't be traced by torch.fx": _symbolic,
@@ -54,10 +60,10 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     failures = []
     for name, front_end in ends.items():
         try:
-            return _program(front_end, model, given)
+            return _program(front_end, own, given)
         except TraceError as failure:
             failures.append(f"{name}: {failure}")
-    raise TraceError(f"{type(model).__name__} {'; '.join(failures)}")
+    raise TraceError(f"{type(own).__name__} {'; '.join(failures)}")
 
 
 def _refuse_scripts(model: nn.Module) -> None:
@@ -84,7 +90,7 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
 
 def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     try:
-        module = front_end(copy.deepcopy(model).eval())
+        module = front_end(twin(model))
     except Exception as error:
         raise TraceError(_first_line(error)) from error
     try:
@@ -172,7 +178,7 @@ def _run(
 def _check(result: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Compare with the model itself: not every write through a view survives tracing."""
     with torch.no_grad():
-        wanted = copy.deepcopy(model).eval()(*(t.detach().clone() for t in inputs))
+        wanted = twin(model)(*(t.detach().clone() for t in inputs))
     found, expected = (
         [t for t in tree_leaves(r) if isinstance(t, Tensor)] for r in (result, wanted)
     )

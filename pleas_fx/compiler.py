@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from passes._answers import answering
 from passes._lockstep import Store
 from passes._rows import Settings
 from passes._targets import Targets
@@ -125,6 +127,7 @@ def prepare(
                 "operator is followed wrongly. Please report this network; until then, make the "
                 "modules that rearrange channels leaves of the trace"
             )
+    gc.collect()  # graphs are cycles: the networks that were tried would stay for long
     return Prepared(programs, symmetries, given, whole)
 
 
@@ -388,13 +391,16 @@ def _targets(
 
 
 def _settings(prepared: Prepared, owners: tuple[int | None, ...], options: Options) -> Settings:
-    outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
+    program = prepared.programs[0]
+    outputs = output_groups(program, prepared.symmetries[0])
+    heads = head_nodes(program, prepared.symmetries[0], outputs)
     return Settings(
         ridge=options.ridge,
         rows_per_unknown=options.rows_per_unknown,
         seed=options.seed,
         owners=owners,
-        heads=head_nodes(prepared.programs[0], prepared.symmetries[0], outputs),
+        heads=heads,
+        answering=answering(program, heads) if options.heads == "joint" else frozenset(),
     )
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+def twin(module: Kind) -> Kind:
+    """A copy with the same parameters, the very tensors; all else, buffers too, is its own."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
 def attribute(root: nn.Module, key: str) -> Any:

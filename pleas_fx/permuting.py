@@ -40,20 +40,36 @@ def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> 
         IncompatibleModelsError: the model lacks an axis that the symmetry names.
     """
     result = copy.deepcopy(model)
-    tensors = {
-        **dict(result.named_parameters(remove_duplicate=False)),
-        **dict(result.named_buffers(remove_duplicate=False)),
-    }
+    own = _tensors(result)
+    with torch.no_grad():
+        for key, moved in permuted_state(symmetry, result, permutation).items():
+            own[key].copy_(moved)
+    return result
+
+
+def permuted_state(
+    symmetry: Symmetry, model: nn.Module, permutation: Permutation
+) -> dict[str, Tensor]:
+    """What :func:`permuted` changes: new tensors by one of their names, for functional calls.
+
+    Raises:
+        IncompatibleModelsError: the model lacks an axis that the symmetry names.
+    """
+    tensors = _tensors(model)
     missing = {a: c for a, c in symmetry.layout.axes.items() if a.key not in tensors}
     for axis in axis_moves(replace(symmetry.layout, axes=missing), permutation):
         raise IncompatibleModelsError(f"the model has no parameter {axis.key}")
-    done: set[int] = set()  # a tied parameter has several names
-    with torch.no_grad():
-        for key, moved in permuted_tensors(symmetry.layout, tensors, permutation):
-            if id(tensors[key]) not in done:
-                done.add(id(tensors[key]))
-                tensors[key].copy_(moved)
-    return result
+    first = {id(t): key for key, t in reversed(tensors.items())}  # of a tied one's names
+    own = {key: t.detach() for key, t in tensors.items() if first[id(t)] == key}
+    return dict(permuted_tensors(symmetry.layout, own, permutation))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; a tied one has several names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def permuted_tensors(

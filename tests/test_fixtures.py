@@ -98,6 +98,22 @@ def test_a_joint_head_with_owners_beats_the_joint_ensemble() -> None:
     assert found > alone + 0.06
 
 
+def test_a_joint_head_answers_as_owners_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least squares alone has fewer of ten classes right, and fits the owners' choices less."""
+    a, b = sources()
+    inputs, labels = images()
+
+    def right() -> float:
+        data = pf.PerSource(list(some()))
+        result = pf.merge([a, b], data, flops=0.5, heads="joint", progress=False)
+        with torch.no_grad():
+            return float((result.model(inputs).argmax(1) == labels).float().mean())
+
+    answered = right()
+    monkeypatch.setattr("passes.fit.answer", lambda *_: None)
+    assert answered > right() + NOISE
+
+
 def test_named_classes_share_outputs() -> None:
     """classes= puts equal names on one output; the control has them side by side."""
     a, b = sources()
