@@ -1,8 +1,8 @@
-"""Joint heads once more: classes that exclude each other, answered as each image's owner would.
+"""The outputs of classifiers once more: classes that exclude each other, answered as sources would.
 
-Least squares meets the owner's logits; but what the class is decided by are differences between
-logits of classes that no source compared. The owner's probabilities, none for classes that it
-doesn't have, say which should win (docs/accuracy-findings.md).
+Least squares meets the sources' logits, all of them equally well; what is answered depends on
+differences between the largest. So the last layer goes on from there, towards the probabilities
+that the source gives (docs/decisions/2026-11-27-answers.md).
 """
 
 from __future__ import annotations
@@ -20,34 +20,54 @@ from pleas_fx.algebra.softmax import fit_answers
 from pleas_fx.ir import Program
 from pleas_fx.unfold import from_matrix, input_rows, to_matrix
 
-WEIGHT = 2.0  # images that the start counts as (docs/ablations.md)
+WEIGHT = 2.0  # images that the start counts as
+CONFIDENT = 0.25  # of the way from chance to certainty, in the mean
+ALWAYS = 0.95  # of the images with one answer: then it is no question of classes
 
 
 def answering(program: Program, heads: frozenset[str]) -> frozenset[str]:
-    """The heads whose values are the network's outputs as they are: one row of logits an image."""
+    """The heads whose values are the network's outputs as they are: one row of numbers an image."""
     output = next(n for n in program.module.graph.nodes if n.op == "output")
     direct = {n.name for n in output.all_input_nodes if n.op == "call_module"}
     return frozenset(n for n in direct & heads if len(program.shapes[n]) == 2)
 
 
 def answer(rows: Rows, jobs: Sequence[Job]) -> None:
-    """Start at the layer's weights, and write better ones; needs images of every source."""
+    """Start at the layers' weights, and write better ones, where the targets are of classes."""
     for job in jobs:
         _answer(rows, job)
 
 
+def classifies(logits: Tensor) -> bool:
+    """Whether numbers (n, k) look like the logits of a softmax over classes.
+
+    They are confident, not always of the same, and their mean over the classes is near zero: the
+    gradient of a cross entropy has no part along it, other than for several labels an image.
+    """
+    known = logits.isfinite()
+    each = known.sum(1)
+    if len(logits) == 0 or bool((each < 2).any()):
+        return False
+    largest, answers = logits.softmax(1).max(1)
+    confidence = ((largest - 1 / each) / (1 - 1 / each)).mean()
+    filled = logits.where(known, 0.0)
+    mean = filled.sum(1) / each
+    spread = ((filled - mean.unsqueeze(1)).square() * known).sum(1).div(each).sqrt().mean()
+    same = answers.bincount().max() / len(answers)
+    return bool((confidence > CONFIDENT) & (mean.mean().abs() < spread) & (same < ALWAYS))
+
+
 def _answer(rows: Rows, job: Job) -> None:
-    layer, owners = rows.module(job.site), rows.settings.owners
-    owned = [k for k in rows.batches(job.site) if owners[k] is not None]
-    if job.norm is not None or {owners[k] for k in owned} != set(range(len(rows.programs))):
-        return
+    layer, batches = rows.module(job.site), rows.batches(job.site)
     prior = to_matrix(layer, layer.weight.detach())
-    if len(prior) > 1 or layer.bias is None:
+    if job.norm is not None or len(prior) > 1 or layer.bias is None or not batches:
         return
-    sample = rows.sample_at(job.site.node, owned, prior.shape[2])
+    sample = rows.sample_at(job.site.node, batches, prior.shape[2])
+    logits = torch.cat([_wanted(rows, job.site, k, len(at)) for k, at in sample.items()])
+    if not classifies(logits):
+        return
     z = torch.cat([_inputs(rows, job.site, layer, k, len(at)) for k, at in sample.items()])
-    wanted = torch.cat([_owners(rows, job.site, k, len(at)) for k, at in sample.items()])
-    found = fit_answers(z, wanted, prior[0], layer.bias, WEIGHT / len(z))
+    found = fit_answers(z, logits.softmax(1), prior[0], layer.bias, WEIGHT / len(z))
     with torch.no_grad():
         layer.weight.copy_(from_matrix(layer, found.weight.unsqueeze(0), layer.weight))
         layer.bias.copy_(found.bias)
@@ -59,10 +79,10 @@ def _inputs(rows: Rows, site: Site, layer: Any, batch: int, count: int) -> Tenso
     return input_rows(layer, value, rows.shape(site, batch), at)[:, 0]
 
 
-def _owners(rows: Rows, site: Site, batch: int, count: int) -> Tensor:
-    """(images, outputs) probabilities."""
-    owner = rows.settings.owners[batch]
-    assert owner is not None
-    value = rows.of(owner, site.node, batch, count).double()
-    own = torch.from_numpy(site.rows[:, owner]).to(value.device)
-    return value[:, own.clamp_min(0)].masked_fill(own < 0, -torch.inf).softmax(1)
+def _wanted(rows: Rows, site: Site, batch: int, count: int) -> Tensor:
+    """(images, outputs) logits: the owner's, without those it doesn't have, or the mean."""
+    wanted, owner = rows.targets([site], batch, count)[0].double(), rows.settings.owners[batch]
+    if owner is None:
+        return wanted
+    missing = torch.from_numpy(site.rows[:, owner] < 0).to(wanted.device)
+    return wanted.masked_fill(missing, -torch.inf)

@@ -400,7 +400,7 @@ def _settings(prepared: Prepared, owners: tuple[int | None, ...], options: Optio
         seed=options.seed,
         owners=owners,
         heads=heads,
-        answering=answering(program, heads) if options.heads == "joint" else frozenset(),
+        answering=answering(program, heads),
     )
 
 

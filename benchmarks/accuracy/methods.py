@@ -84,12 +84,17 @@ _ALL = (
     Method("zipit", "ZipIt", _at_one(zipit)),
     Method("published-adam", "PLeaS as published, Adam", _at_one(published_adam), slow=True),
     Method("published", "PLeaS as published, solved", _published, (1.0, 1.2), brief=True),
-    Method("merged-refit", "all merged, our fit", _at_one(merged_refit), brief=True),
+    Method("merged-refit", "all merged, our fit", _at_one(merged_refit), brief=True, version=2),
     Method(
-        "side-by-side", "side by side", partial(_library, "side-by-side", False), FEW, brief=True
-    ),
-    Method("one-source", "one source, thinned", _one_source, FEW, brief=True, same=True),
-    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=2),
+        "side-by-side",
+        "side by side",
+        partial(_library, "side-by-side", False),
+        FEW,
+        True,
+        version=2,
+    ),  # fmt: skip
+    Method("one-source", "one source, thinned", _one_source, FEW, True, same=True, version=2),
+    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=3),
 )
 METHODS = {method.name: method for method in _ALL}
 REFERENCES = {

@@ -16,7 +16,8 @@ def merged_refit(request: Request) -> nn.Module:
     aligned = align(request, "activations")
     program, symmetry = aligned.programs[0], aligned.symmetries[0]
     heads = head_nodes(program, symmetry, output_groups(program, symmetry))
-    answers = answering(program, heads) if request.heads == "joint" else frozenset()
-    settings = Settings(1e-4, 8, request.seed, aligned.data.owners, heads, answers)
+    settings = Settings(
+        1e-4, 8, request.seed, aligned.data.owners, heads, answering(program, heads)
+    )
     fit(aligned.programs, aligned.rewritten, aligned.data.batches, settings)
     return aligned.rewritten.module
