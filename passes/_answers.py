@@ -32,10 +32,12 @@ def answering(program: Program, heads: frozenset[str]) -> frozenset[str]:
     return frozenset(n for n in direct & heads if len(program.shapes[n]) == 2)
 
 
-def answer(rows: Rows, jobs: Sequence[Job]) -> None:
-    """Start at the layers' weights, and write better ones, where the targets are of classes."""
-    for job in jobs:
-        _answer(rows, job)
+def answer(rows: Rows, jobs: Sequence[Job]) -> frozenset[str]:
+    """Start at the layers' weights, and write better ones where the targets are of classes.
+
+    Returns the modules of those layers.
+    """
+    return frozenset(job.site.module for job in jobs if _answers(rows, job))
 
 
 def classifies(logits: Tensor) -> bool:
@@ -57,20 +59,21 @@ def classifies(logits: Tensor) -> bool:
     return bool((confidence > CONFIDENT) & (mean.mean().abs() < spread) & (same < ALWAYS))
 
 
-def _answer(rows: Rows, job: Job) -> None:
+def _answers(rows: Rows, job: Job) -> bool:
     layer, batches = rows.module(job.site), rows.batches(job.site)
     prior = to_matrix(layer, layer.weight.detach())
     if job.norm is not None or len(prior) > 1 or layer.bias is None or not batches:
-        return
+        return False
     sample = rows.sample_at(job.site.node, batches, prior.shape[2])
     logits = torch.cat([_wanted(rows, job.site, k, len(at)) for k, at in sample.items()])
     if not classifies(logits):
-        return
+        return False
     z = torch.cat([_inputs(rows, job.site, layer, k, len(at)) for k, at in sample.items()])
     found = fit_answers(z, logits.softmax(1), prior[0], layer.bias, WEIGHT / len(z))
     with torch.no_grad():
         layer.weight.copy_(from_matrix(layer, found.weight.unsqueeze(0), layer.weight))
         layer.bias.copy_(found.bias)
+    return True
 
 
 def _inputs(rows: Rows, site: Site, layer: Any, batch: int, count: int) -> Tensor:

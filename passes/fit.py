@@ -141,9 +141,9 @@ class _Walk:
         waiting = list(jobs.values())
         for name in names:
             if name in jobs:
-                self._note_all(fit_contractions(self.rows, waiting))
-                if node.name in settings.answering:
-                    answer(self.rows, waiting)
+                fitted = fit_contractions(self.rows, waiting)
+                direct = waiting if node.name in settings.answering else []
+                self._note_all(fitted, answer(self.rows, direct))
                 waiting = []
             else:
                 self._one(name)
@@ -177,13 +177,14 @@ class _Walk:
         else:
             return
         if site is not None and solution is not None:
-            self._note(site, solution)
+            self._note(site, solution, solution.status)
 
-    def _note_all(self, fitted: Sequence[tuple[Job, Solution]]) -> None:
+    def _note_all(self, fitted: Sequence[tuple[Job, Solution]], answering: frozenset[str]) -> None:
         for job, solution in fitted:
-            self._note(job.site, solution)
+            answers = job.site.module in answering
+            self._note(job.site, solution, "answers" if answers else solution.status)
 
-    def _note(self, site: Site, found: Solution) -> None:
+    def _note(self, site: Site, found: Solution, status: str) -> None:
         self.layers.append(
             LayerFit(
                 site.module,
@@ -192,7 +193,7 @@ class _Walk:
                 found.weight.shape[-1],
                 found.condition,
                 found.rank,
-                found.status,
+                status,
             )
         )
 

@@ -264,7 +264,9 @@ class LayerFit:
     unknowns: int
     condition: float
     rank: int
-    status: str = "cholesky"  # "prior": the sources' average was exact already and stays
+    # "prior": the sources' average was exact already and stays; "answers": least squares, then
+    # towards the sources' probabilities (the residual is that of the least squares).
+    status: str = "cholesky"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ _ALL = (
         FEW,
         True,
         version=2,
-    ),  # fmt: skip
+    ),
     Method("one-source", "one source, thinned", _one_source, FEW, True, same=True, version=2),
     Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=3),
 )

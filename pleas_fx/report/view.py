@@ -203,7 +203,8 @@ def _rank(layer: LayerFit) -> str:
     if layer.status == "prior":
         return "exact already"
     deficient = layer.rank < layer.unknowns and layer.rows > 0
-    return f"{layer.rank:,}" + (" (deficient)" if deficient else "")
+    answers = ", then for answers" if layer.status == "answers" else ""
+    return f"{layer.rank:,}" + (" (deficient)" if deficient else "") + answers
 
 
 def _layer_row(layer: LayerFit, largest: float) -> LayerRow:

@@ -1,0 +1,122 @@
+"""Outputs that are classes are fitted to be answered as the sources answer; others aren't."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pleas_fx as pf
+from fixtures.load import calibration, sources, test_set
+from passes._answers import classifies
+
+IMAGES, CLASSES = 400, 10
+
+
+def drawn(seed: int) -> Tensor:
+    """Noise (images, classes)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(IMAGES, CLASSES, generator=generator)
+
+
+def of_classes() -> Tensor:
+    """Logits as a cross entropy makes them: one stands out, the mean is zero."""
+    chosen = torch.eye(CLASSES)[torch.arange(IMAGES) % CLASSES]
+    logits = drawn(0) + 5 * chosen
+    return logits - logits.mean(1, keepdim=True)
+
+
+def without_others() -> Tensor:
+    """The same, of a source that lacks half the classes."""
+    logits = of_classes()
+    logits[:, 5:] = -torch.inf
+    return logits
+
+
+NO_CLASSES: dict[str, Callable[[], Tensor]] = {
+    "places in an image": lambda: 100 + 50 * drawn(1),
+    "shares": lambda: drawn(2).sigmoid(),
+    "several labels an image": lambda: 3 * drawn(3) - 6,
+    "values around zero": lambda: 0.5 * drawn(4),
+    "always the same": lambda: of_classes() + 20 * torch.eye(CLASSES)[0],
+    "a single number": lambda: drawn(5)[:, :1],
+    "nothing": lambda: drawn(6)[:0],
+}
+
+
+@pytest.mark.parametrize("make", [of_classes, without_others])
+def test_logits_of_classes_are_recognised(make: Callable[[], Tensor]) -> None:
+    """Also where a source lacks some."""
+    assert classifies(make().double())
+
+
+@pytest.mark.parametrize("kind", NO_CLASSES)
+def test_other_outputs_are_not_taken_for_classes(kind: str) -> None:
+    """A softmax over them would mean nothing."""
+    assert not classifies(NO_CLASSES[kind]().double())
+
+
+def merged(models: list[nn.Module], count: int = 320, **options: object) -> pf.MergeResult:
+    """At half of one network's FLOPs."""
+    data = pf.PerSource([own[:count] for own in calibration()])
+    return pf.merge(models, data, flops=0.5, progress=False, **options)  # type: ignore[arg-type]
+
+
+def divergence(result: pf.MergeResult) -> float:
+    """Of the answers' probabilities from the sources', on test images."""
+    images = test_set()[0][:1000]
+    with torch.no_grad():
+        pairs = zip(result.model(images), (m(images) for m in sources()), strict=True)
+        logs = [(own.log_softmax(1), found.log_softmax(1)) for found, own in pairs]
+    return float(sum((own.exp() * (own - found)).sum(1).mean() for own, found in logs))
+
+
+def heads_of(result: pf.MergeResult) -> list[str]:
+    """How the last layers were fitted."""
+    return [layer.status for layer in result.report.layers if layer.name.startswith("fc")]
+
+
+def test_own_heads_answer_more_as_their_sources_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On images that nothing was fitted to; control: least squares alone."""
+    answered = merged(list(sources()))
+    monkeypatch.setattr("passes.fit.answer", lambda *_: frozenset())
+    plain = merged(list(sources()))
+    assert heads_of(answered) == ["answers"] * 2
+    assert "answers" not in heads_of(plain)
+    assert divergence(answered) < 0.95 * divergence(plain)
+
+
+def test_values_are_fitted_by_least_squares_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same networks with outputs far from zero: to the bit what least squares gives."""
+    shifted = [copy.deepcopy(model) for model in sources()]
+    with torch.no_grad():
+        for model in shifted:
+            model.fc.bias += 1000  # type: ignore[operator,union-attr]
+    found = merged(shifted)
+    monkeypatch.setattr("passes.fit.answer", lambda *_: frozenset())
+    plain = merged(shifted)
+    assert "answers" not in heads_of(found)
+    for key, tensor in plain.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[key], tensor)
+
+
+class Probabilities(nn.Module):
+    """A network that ends in a softmax."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities of the classes."""
+        return torch.softmax(self.network(x), 1)
+
+
+def test_layers_behind_which_something_follows_stay_as_they_are() -> None:
+    """What is seen isn't what the layer makes; control: the network without it."""
+    result = merged([Probabilities(model) for model in sources()], 64)
+    assert all(layer.status != "answers" for layer in result.report.layers)
+    assert "answers" in heads_of(merged(list(sources()), 64))
