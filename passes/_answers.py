@@ -32,12 +32,14 @@ def answering(program: Program, heads: frozenset[str]) -> frozenset[str]:
     return frozenset(n for n in direct & heads if len(program.shapes[n]) == 2)
 
 
-def answer(rows: Rows, jobs: Sequence[Job]) -> frozenset[str]:
+def answer(rows: Rows, jobs: Sequence[Job]) -> dict[str, float]:
     """Start at the layers' weights, and write better ones where the targets are of classes.
 
-    Returns the modules of those layers.
+    Returns, by the modules of those layers, the share of the information in the targets that is
+    left: their divergence from what is answered, relative to that from their mean.
     """
-    return frozenset(job.site.module for job in jobs if _answers(rows, job))
+    left = {job.site.module: _answer(rows, job) for job in jobs}
+    return {module: share for module, share in left.items() if share is not None}
 
 
 def classifies(logits: Tensor) -> bool:
@@ -59,21 +61,28 @@ def classifies(logits: Tensor) -> bool:
     return bool((confidence > CONFIDENT) & (mean.mean().abs() < spread) & (same < ALWAYS))
 
 
-def _answers(rows: Rows, job: Job) -> bool:
+def _answer(rows: Rows, job: Job) -> float | None:
     layer, batches = rows.module(job.site), rows.batches(job.site)
     prior = to_matrix(layer, layer.weight.detach())
     if job.norm is not None or len(prior) > 1 or layer.bias is None or not batches:
-        return False
+        return None
     sample = rows.sample_at(job.site.node, batches, prior.shape[2])
     logits = torch.cat([_wanted(rows, job.site, k, len(at)) for k, at in sample.items()])
     if not classifies(logits):
-        return False
+        return None
     z = torch.cat([_inputs(rows, job.site, layer, k, len(at)) for k, at in sample.items()])
-    found = fit_answers(z, logits.softmax(1), prior[0], layer.bias, WEIGHT / len(z))
+    wanted = logits.softmax(1)
+    found = fit_answers(z, wanted, prior[0], layer.bias, WEIGHT / len(z))
     with torch.no_grad():
         layer.weight.copy_(from_matrix(layer, found.weight.unsqueeze(0), layer.weight))
         layer.bias.copy_(found.bias)
-    return True
+    made = (z.double() @ found.weight.T + found.bias).log_softmax(1)
+    return _divergence(wanted, made) / max(_divergence(wanted, wanted.mean(0).log()), 1e-300)
+
+
+def _divergence(wanted: Tensor, logs: Tensor) -> float:
+    each = torch.xlogy(wanted, wanted) - torch.where(wanted > 0, wanted * logs, 0.0)
+    return float(each.sum(1).mean())
 
 
 def _inputs(rows: Rows, site: Site, layer: Any, batch: int, count: int) -> Tensor:

@@ -30,6 +30,7 @@ class Fitted:
 
     layers: tuple[LayerFit, ...]
     peak_bytes: int
+    left: float  # unexplained share of the outputs' targets, the mean over their layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def _fit(
     for node in programs[0].module.graph.nodes:
         walk.step(node)
         tick()
-    return Fitted(tuple(walk.layers), targets.store.peak)
+    left = sum(walk.left) / len(walk.left) if walk.left else float("nan")
+    return Fitted(tuple(walk.layers), targets.store.peak, left)
 
 
 class _Walk:
@@ -113,6 +115,7 @@ class _Walk:
         self.norm_of = _fused_pairs(rewritten)
         self.layer_of = {norm: layer for layer, norm in self.norm_of.items()}
         self.layers: list[LayerFit] = []
+        self.left: list[float] = []
 
     @property
     def needed(self) -> frozenset[str]:
@@ -177,18 +180,24 @@ class _Walk:
         else:
             return
         if site is not None and solution is not None:
-            self._note(site, solution, solution.status)
+            self._note(site, solution, solution.residual, solution.status)
 
-    def _note_all(self, fitted: Sequence[tuple[Job, Solution]], answering: frozenset[str]) -> None:
+    def _note_all(
+        self, fitted: Sequence[tuple[Job, Solution]], answered: Mapping[str, float]
+    ) -> None:
         for job, solution in fitted:
-            answers = job.site.module in answering
-            self._note(job.site, solution, "answers" if answers else solution.status)
+            if job.site.module in answered:
+                self._note(job.site, solution, answered[job.site.module], "answers")
+            else:
+                self._note(job.site, solution, solution.residual, solution.status)
 
-    def _note(self, site: Site, found: Solution, status: str) -> None:
+    def _note(self, site: Site, found: Solution, residual: float, status: str) -> None:
+        if site.node in self.rows.settings.heads:
+            self.left.append(residual)
         self.layers.append(
             LayerFit(
                 site.module,
-                found.residual,
+                residual,
                 found.rows,
                 found.weight.shape[-1],
                 found.condition,

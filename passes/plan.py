@@ -87,12 +87,14 @@ def menu(
     widest: float = math.inf,
     known: Menu | None = None,
     alone: int | None = None,
+    emphasis: tuple[float, ...] = (),
 ) -> Menu:
     """The options of every decision, from cached statistics.
 
     ``widest``: a width that no group will exceed, where that is known.
     ``known``: an earlier menu of the same statistics and prices, whose free decisions are kept.
     ``alone``: no other source gets any slot; ``prices`` don't matter then.
+    ``emphasis``: how often every source's relative error counts; none: once each.
     """
     sources = len(programs)
     outputs = constraints.outputs
@@ -101,7 +103,7 @@ def menu(
         outputs = {
             g: tuple(without_others(lane, alone) for lane in lanes) for g, lanes in outputs.items()
         }
-    read = _Reader(programs, symmetries, statistics, matching, alone)
+    read = _Reader(programs, symmetries, statistics, matching, alone, emphasis)
     memberships = (everyone(sources), *(only(s) for s in range(sources)))
     groups = planned_groups(symmetries[0])
     decisions: list[Decision] = []
@@ -236,6 +238,7 @@ class _Reader:
     statistics: Statistics | None
     matching: Matching
     alone: int | None
+    emphasis: tuple[float, ...]
 
     @property
     def apart(self) -> FloatArray:
@@ -250,6 +253,7 @@ class _Reader:
 
     def problem(self, family: Sequence[Group]) -> Problem:
         found = problem(self.programs, self.symmetries, self.statistics, self.matching, family)
+        found = replace(found, emphasis=self.emphasis)
         return found.in_float32() if found.size > WIDE else found
 
     def paths(

@@ -16,12 +16,12 @@ from passes._lockstep import Store
 from passes._rows import Settings
 from passes._targets import Targets
 from passes.compare import compare
-from passes.fit import fit
+from passes.fit import Fitted, fit
 from passes.fit_published import fit_published
 from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.match import identity_matching, match_activations, match_weights
-from passes.observe import Statistics, observe, unseen
+from passes.observe import Statistics, observe, planned_groups, unseen
 from passes.plan import ALL_APART, MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, menu
 from passes.probe import joined, probe
 from passes.recalibrate import recalibrate
@@ -35,7 +35,8 @@ from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Complement, combined, complement
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
-from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
+from pleas_fx.emphasis import Emphasis, affordable, balanced, described, takes_part
+from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, PleasError
 from pleas_fx.heads import (
     Classes,
     given_lanes,
@@ -43,10 +44,11 @@ from pleas_fx.heads import (
     in_matched_order,
     output_groups,
 )
-from pleas_fx.ir import GroupId, Lane, LayerFit, Matching, Plan, Program, Report, Symmetry
+from pleas_fx.ir import GroupId, Lane, Matching, Plan, Program, Report, Symmetry
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
 FITTED = ("pleas", "side-by-side")  # by passes/fit
+UNFITTED = Fitted((), 0, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +246,12 @@ def plan_only(
     prepared = prepare(models, inputs, options, clock)
     beside = _complement(prepared, data, inputs, options, clock)
     data, made = _arranged(prepared, data), _arranged(prepared, beside.made)
-    observed = look(prepared, combined(data, made), options, clock)
-    return settle(prepared, observed, inputs, data, options, clock, made).planned[0]
+    everything = combined(data, made)
+    observed = look(prepared, everything, options, clock)
+    chosen = settle(prepared, observed, inputs, data, options, clock, made)
+    if not _varies(prepared, chosen, everything, inputs, options):
+        return chosen.planned[0]
+    return conclude(prepared, observed, inputs, chosen, everything, options, clock)[0].planned[0]
 
 
 MENUS = {
@@ -265,6 +271,7 @@ def decide(
     clock: Clock,
     *,
     alone: int | None = None,
+    emphasis: Emphasis = (),
 ) -> tuple[Plan, Rewritten]:
     """A plan within the budget and the network it gives; ``alone``: of one source only.
 
@@ -284,6 +291,7 @@ def decide(
                 widest=options.budget.width or math.inf,
                 known=choices,
                 alone=alone,
+                emphasis=emphasis,
             )
             try:
                 return plan_for(
@@ -341,6 +349,55 @@ def settle(
     return choose(prepared.programs, judging, everyone, alone, fitted, made)
 
 
+def conclude(
+    prepared: Prepared,
+    observed: Observed,
+    inputs: tuple[Tensor, ...],
+    chosen: Candidate,
+    data: Batches | None,
+    options: Options,
+    clock: Clock,
+    targets: Targets | None = None,
+) -> tuple[Candidate, Fitted]:
+    """Fit what was chosen, or what is left least of with other emphasis on the sources."""
+
+    def fitted(candidate: Candidate) -> tuple[Candidate, Fitted]:
+        with clock.time("fit"):
+            return candidate, _fit(prepared, candidate, observed.matching, data, options, targets)
+
+    def attempt(emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
+        try:
+            plan, rewritten = decide(prepared, observed, inputs, options, clock, emphasis=emphasis)
+        except PleasError:  # this graph, or this budget, leaves no such network
+            return None
+        note = "; ".join(filter(None, (chosen.planned[0].note, described(emphasis))))
+        return fitted(replace(chosen, planned=(replace(plan, note=note), rewritten)))
+
+    first = fitted(chosen)
+    if not _varies(prepared, chosen, data, inputs, options):
+        return first
+    return balanced(first, len(prepared.programs), attempt, lambda found: found[1].left)
+
+
+def _varies(
+    prepared: Prepared,
+    chosen: Candidate,
+    data: Batches | None,
+    inputs: tuple[Tensor, ...],
+    options: Options,
+) -> bool:
+    """Whether other emphasis is tried: it costs a plan and a fit each."""
+    resource = options.budget.flops or options.budget.params or options.budget.latency
+    sources = len(prepared.programs)
+    if data is None or not resource or resource >= sources or not options.contest:
+        return False
+    if options.method != "pleas" or len(takes_part(chosen.planned[0])) < sources:
+        return False
+    flops = sum(count(p.module, inputs).flops for p in prepared.programs)
+    widths = [g.size for g in planned_groups(prepared.symmetries[0])]
+    return affordable(flops, data.examples, widths)
+
+
 def _same_outputs(prepared: Prepared) -> bool:
     """Whether every output stands for the same one of every source."""
     lanes = [lane for own in prepared.given.values() for lane in own]
@@ -363,16 +420,17 @@ def compile_models(
         targets = _targets(prepared, everything, options, store)
         observed = look(prepared, everything, options, clock, targets)
         chosen = settle(prepared, observed, inputs, data, options, clock, made)
-        plan, rewritten = chosen.planned
-        with clock.time("fit"):
-            layers, peak = _fit(prepared, chosen, observed.matching, everything, options, targets)
+        chosen, fitted = conclude(
+            prepared, observed, inputs, chosen, everything, options, clock, targets
+        )
+    plan, rewritten = chosen.planned
     rewritten.module.requires_grad_(True)
     report = Report(
-        layers=layers,
+        layers=fitted.layers,
         sources=tuple(count(p.module, inputs) for p in prepared.programs),
         merged=count(rewritten.module, inputs),
         seconds=dict(clock.seconds),
-        peak_bytes=peak,
+        peak_bytes=fitted.peak_bytes,
         warnings=(*_warnings(prepared, everything), *beside.notes),
     )
     return Compiled(rewritten, plan, report, prepared.symmetries[0])
@@ -412,32 +470,29 @@ def _fit(
     options: Options,
     targets: Targets | None = None,
     heads_only: bool = False,
-) -> tuple[tuple[LayerFit, ...], int]:
+) -> Fitted:
     rewritten = candidate.planned[1]
     if options.method == "average":
-        return (), 0
+        return UNFITTED
     if data is None:
         correct(prepared.programs, rewritten, matching)
-        return (), 0
+        return UNFITTED
     if options.method == "permute":
         recalibrate(rewritten.module, data.batches)
-        return (), 0
+        return UNFITTED
     if options.method == "pleas-paper":
-        return (
-            fit_published(
-                prepared.programs,
-                rewritten,
-                data.batches,
-                options.ridge,
-                options.rows_per_unknown,
-                options.seed,
-            ),
-            0,
+        layers = fit_published(
+            prepared.programs,
+            rewritten,
+            data.batches,
+            options.ridge,
+            options.rows_per_unknown,
+            options.seed,
         )
+        return Fitted(layers, 0, math.nan)
     owners = data.owners if candidate.owned else (None,) * len(data.owners)
     settings = replace(_settings(prepared, owners, options), heads_only=heads_only)
-    fitted = fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
-    return fitted.layers, fitted.peak_bytes
+    return fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
 
 
 def _warnings(prepared: Prepared, data: Batches | None) -> tuple[str, ...]:

@@ -259,13 +259,13 @@ class LayerFit:
     """How well one layer of the merged network was fitted."""
 
     name: str
-    residual: float  # relative to the target's variance; NaN when nothing was fitted
+    residual: float  # unexplained share of the target's variance; NaN when nothing was fitted
     rows: int
     unknowns: int
     condition: float
     rank: int
-    # "prior": the sources' average was exact already and stays; "answers": least squares, then
-    # towards the sources' probabilities (the residual is that of the least squares).
+    # "prior": the sources' average was exact already and stays. "answers": least squares, then
+    # towards the sources' probabilities; the residual is the unexplained share of these.
     status: str = "cholesky"
 
 

@@ -82,7 +82,7 @@ def heads_of(result: pf.MergeResult) -> list[str]:
 def test_own_heads_answer_more_as_their_sources_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """On images that nothing was fitted to; control: least squares alone."""
     answered = merged(list(sources()))
-    monkeypatch.setattr("passes.fit.answer", lambda *_: frozenset())
+    monkeypatch.setattr("passes.fit.answer", lambda *_: {})
     plain = merged(list(sources()))
     assert heads_of(answered) == ["answers"] * 2
     assert "answers" not in heads_of(plain)
@@ -96,7 +96,7 @@ def test_values_are_fitted_by_least_squares_alone(monkeypatch: pytest.MonkeyPatc
         for model in shifted:
             model.fc.bias += 1000  # type: ignore[operator,union-attr]
     found = merged(shifted)
-    monkeypatch.setattr("passes.fit.answer", lambda *_: frozenset())
+    monkeypatch.setattr("passes.fit.answer", lambda *_: {})
     plain = merged(shifted)
     assert "answers" not in heads_of(found)
     for key, tensor in plain.model.state_dict().items():

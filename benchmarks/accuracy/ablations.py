@@ -251,7 +251,7 @@ _ALL = (
         "outputs by least squares alone",
         module=fitting,
         constant="answer",
-        value=lambda *_: frozenset(),
+        value=lambda *_: {},
     ),
     *(_start(weight) for weight in (0.2, 20.0, 200.0)),
 )

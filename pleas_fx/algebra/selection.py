@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,13 +48,15 @@ class Path:
 class Problem:
     """``covariance`` (N·n, N·n) of all sources' channels, already in matched order.
 
-    ``weighting[s]`` (n, n) is Q_s; ``unit`` channels in a row form one unit (a block). In float32
+    ``weighting[s]`` (n, n) is Q_s; ``unit`` channels in a row form one unit (a block);
+    ``emphasis``: how often every source's relative error counts. In float32
     a selection takes half the time, and errors below a few of its roundings are reported as none.
     """
 
     covariance: Tensor
     weighting: Sequence[Tensor]
     unit: int = 1
+    emphasis: tuple[float, ...] = ()  # none: all count the same
 
     @property
     def sources(self) -> int:
@@ -68,7 +70,8 @@ class Problem:
 
     def in_float32(self) -> Problem:
         """The same, less exactly."""
-        return Problem(self.covariance.float(), [q.float() for q in self.weighting], self.unit)
+        weighting = [q.float() for q in self.weighting]
+        return replace(self, covariance=self.covariance.float(), weighting=weighting)
 
     def of(self, source: int) -> Problem:
         """One source by itself."""
@@ -202,9 +205,10 @@ def _starts(problem: Problem, kinds: tuple[bool, bool]) -> list[Start]:
     numbers = torch.arange(2 * n)
     merged = tiles.mean((0, 2)) if kinds[0] else tiles
     found = []
+    emphasis = problem.emphasis or (1.0,) * count
     for s, weighting in enumerate(problem.weighting):
         own, q = tiles[s, :, s], weighting.to(tiles)
-        total = float((q * own).sum(dtype=torch.float64))
+        total = float((q * own).sum(dtype=torch.float64)) / emphasis[s]
         if not kinds[0]:
             found.append(start(own, own, q, numbers[:n], total, accuracy))
             continue
