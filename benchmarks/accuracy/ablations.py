@@ -48,7 +48,11 @@ SETTINGS = (
     *(("disjoint", b) for b in (0.5, 1.0)),
     *(("fine-tunes", b) for b in (0.5, 1.0)),
     *(("domains", b) for b in (0.5, 1.0)),
-    *((name, 1.0) for name in ("disjoint-64", "disjoint-joint", "three-digits")),
+    ("disjoint-64", 1.0),
+    *(("disjoint-joint", b) for b in (0.5, 1.0)),
+    *(("overlapping", b) for b in (0.5, 1.0)),
+    *(("three-digits", b) for b in (0.5, 1.0)),
+    *(("data-sets", b) for b in (0.5, 1.0)),
 )
 ARCHITECTURE = "resnet-narrow"
 NOT_VARIED = """
@@ -207,7 +211,15 @@ def _added(node: fx.Node) -> fx.Node | None:
 
 _ALL = (
     Variation("default", "all sources take part"),
-    _option("contest", "candidates judged (the default)", contest=True),
+    _option("contest", "candidates judged, plans contested (the default)", contest=True),
+    Variation(
+        "one-plan",
+        "candidates judged, one plan",
+        lambda options: replace(options, contest=True),
+        module=compiler,
+        constant="_varies",
+        value=lambda *_: False,
+    ),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
@@ -300,7 +312,7 @@ def page(records: Sequence[Record]) -> str:
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
         f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). All rows "
-        "but the second keep all sources, so that they differ in one thing. Made by "
+        "but the second and third keep all sources and one plan, and differ in one thing. Made by "
         "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows) + NOT_VARIED
     )
 
