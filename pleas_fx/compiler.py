@@ -249,9 +249,10 @@ def plan_only(
     everything = combined(data, made)
     observed = look(prepared, everything, options, clock)
     chosen = settle(prepared, observed, inputs, data, options, clock, made)
-    if not _varies(prepared, chosen, everything, inputs, options):
-        return chosen.planned[0]
-    return conclude(prepared, observed, inputs, chosen, everything, options, clock)[0].planned[0]
+    if _varies(prepared, chosen, data, inputs, options):
+        fitting = Fitting(prepared, observed, everything, options, clock)
+        chosen, _ = contested(fitting.run(chosen), fitting, inputs)
+    return chosen.planned[0]
 
 
 MENUS = {
@@ -349,33 +350,51 @@ def settle(
     return choose(prepared.programs, judging, everyone, alone, fitted, made)
 
 
-def conclude(
-    prepared: Prepared,
-    observed: Observed,
-    inputs: tuple[Tensor, ...],
-    chosen: Candidate,
-    data: Batches | None,
-    options: Options,
-    clock: Clock,
-    targets: Targets | None = None,
-) -> tuple[Candidate, Fitted]:
-    """Fit what was chosen, or what is left least of with other emphasis on the sources."""
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Everything that fitting a candidate takes, but the candidate."""
 
-    def fitted(candidate: Candidate) -> tuple[Candidate, Fitted]:
-        with clock.time("fit"):
-            return candidate, _fit(prepared, candidate, observed.matching, data, options, targets)
+    prepared: Prepared
+    observed: Observed
+    data: Batches | None
+    options: Options
+    clock: Clock
+    targets: Targets | None = None
+
+    def run(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
+        """In place."""
+        with self.clock.time("fit"):
+            return candidate, _fit(
+                self.prepared,
+                candidate,
+                self.observed.matching,
+                self.data,
+                self.options,
+                self.targets,
+            )
+
+
+def contested(
+    first: tuple[Candidate, Fitted], fitting: Fitting, inputs: tuple[Tensor, ...]
+) -> tuple[Candidate, Fitted]:
+    """What is left least of: ``first``, or plans with other emphasis on the sources."""
+    prepared, chosen = fitting.prepared, first[0]
 
     def attempt(emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
         try:
-            plan, rewritten = decide(prepared, observed, inputs, options, clock, emphasis=emphasis)
+            plan, rewritten = decide(
+                prepared,
+                fitting.observed,
+                inputs,
+                fitting.options,
+                fitting.clock,
+                emphasis=emphasis,
+            )
         except PleasError:  # this graph, or this budget, leaves no such network
             return None
         note = "; ".join(filter(None, (chosen.planned[0].note, described(emphasis))))
-        return fitted(replace(chosen, planned=(replace(plan, note=note), rewritten)))
+        return fitting.run(replace(chosen, planned=(replace(plan, note=note), rewritten)))
 
-    first = fitted(chosen)
-    if not _varies(prepared, chosen, data, inputs, options):
-        return first
     return balanced(first, len(prepared.programs), attempt, lambda found: found[1].left)
 
 
@@ -386,7 +405,7 @@ def _varies(
     inputs: tuple[Tensor, ...],
     options: Options,
 ) -> bool:
-    """Whether other emphasis is tried: it costs a plan and a fit each."""
+    """Whether other emphasis is tried: it costs a plan and a fit each, and takes true images."""
     resource = options.budget.flops or options.budget.params or options.budget.latency
     sources = len(prepared.programs)
     if data is None or not resource or resource >= sources or not options.contest:
@@ -420,9 +439,11 @@ def compile_models(
         targets = _targets(prepared, everything, options, store)
         observed = look(prepared, everything, options, clock, targets)
         chosen = settle(prepared, observed, inputs, data, options, clock, made)
-        chosen, fitted = conclude(
-            prepared, observed, inputs, chosen, everything, options, clock, targets
-        )
+        fitting = Fitting(prepared, observed, everything, options, clock, targets)
+        found = fitting.run(chosen)
+        if _varies(prepared, chosen, data, inputs, options):
+            found = contested(found, fitting, inputs)
+    chosen, fitted = found
     plan, rewritten = chosen.planned
     rewritten.module.requires_grad_(True)
     report = Report(
