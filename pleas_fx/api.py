@@ -79,7 +79,8 @@ def merge(
             the training data, and making them is quick); 0: none. The report says what was made.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, one source alone may be judged better
-            than all of them, and the mean a better target than the owner: ``plan.note`` says so.
+            than all of them, and the mean a better target than the owner; of small networks
+            several plans are fitted, and the best is taken: ``plan.note`` says so.
         heads: "separate" (a tuple, one output a source), "shared" or "joint".
         classes: for joint heads, every source's class names; equal names share an output.
         method: "pleas", or a baseline: "average", "permute", "pleas-paper", "side-by-side".
@@ -127,7 +128,8 @@ def plan(
 ) -> Plan:
     """What :func:`merge` would do with the same arguments, without fitting the result.
 
-    Candidates that have to be judged (shared heads under a budget) are fitted on half the data.
+    Candidates that have to be judged are fitted: shared heads under a budget on half the data, the
+    plans of small networks on all of it.
     """
     options = _options(
         width, flops, params, latency, widths, heads, classes, method, seed, synthetic
