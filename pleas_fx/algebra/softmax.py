@@ -18,7 +18,8 @@ from pleas_fx.ir import FloatArray
 
 CURVATURE = 0.1  # of the cross entropy, about: what the scales of the variables are chosen by
 STEPS = 100
-PRECISION = 1e-10  # of the objective, relative: it decides when to stop
+RANK = 1e-12  # of the largest variance: a direction with less isn't one
+PRECISION = 1e-7  # of the objective, relative: it decides when to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,16 @@ def fit_answers(
     The level of the logits, which no probability shows, stays that of the prior.
     """
     inputs = _Whitened.of(_numpy(z), penalty)
-    target = _numpy(wanted)
-    start = inputs.of_weights(_numpy(prior)), _numpy(prior_bias) + _numpy(prior) @ inputs.mean
-    shape = start[0].shape
+    target, old = _numpy(wanted), _numpy(prior)
+    start = (_numpy(z) - inputs.mean) @ old.T + (_numpy(prior_bias) + old @ inputs.mean)
+    classes = len(old)
+
+    def parts(x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return x[:-classes].reshape(classes, -1), x[-classes:]
 
     def objective(x: FloatArray) -> tuple[float, FloatArray]:
-        change, shift = x[: -shape[0]].reshape(shape), x[-shape[0] :]
-        scores = inputs.rows @ (start[0] + change).T + start[1] + shift
-        logs = log_softmax(scores, axis=1)
+        change, shift = parts(x)
+        logs = log_softmax(start + inputs.rows @ change.T + shift, axis=1)
         error = (np.exp(logs) - target) / len(target)
         held = change * inputs.penalties
         value = -float((target * logs).sum()) / len(target) + float((held * change).sum()) / 2
@@ -53,44 +56,50 @@ def fit_answers(
 
     found = minimize(
         objective,
-        np.zeros(shape[0] * (shape[1] + 1)),
+        np.zeros(classes * (inputs.rows.shape[1] + 1)),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": STEPS, "ftol": PRECISION, "gtol": 1e-10},
     )
-    change, shift = found.x[: -shape[0]].reshape(shape), found.x[-shape[0] :]
-    weight = _numpy(prior) + inputs.to_weights(change)
-    bias = start[1] + shift - weight @ inputs.mean
-    bias = bias - (shift.mean() + (change @ inputs.rows.mean(0)).mean())
-    return Answers(_tensor(weight, prior), _tensor(bias, prior), int(found.nit))
+    change, shift = parts(found.x)
+    step = change @ inputs.basis.T
+    level = shift.mean() + (inputs.rows.mean(0) @ change.T).mean()
+    bias = _numpy(prior_bias) + shift - step @ inputs.mean - level
+    return Answers(_tensor(old + step, prior), _tensor(bias, prior), int(found.nit))
 
 
 @dataclass(frozen=True, slots=True)
 class _Whitened:
-    """Inputs in which the problem is about equally steep in all directions."""
+    """Inputs in which the problem is about equally steep, in the directions that rows have."""
 
     mean: FloatArray  # (k,)
-    basis: FloatArray  # (k, k): from the new inputs' weights to the old ones'
-    inverse: FloatArray
-    rows: FloatArray  # (r, k): (z − mean) basis
-    penalties: FloatArray  # (k,): of the new weights' squares
+    basis: FloatArray  # (k, d): from the new inputs' weights to the old ones'
+    rows: FloatArray  # (r, d): (z − mean) basis
+    penalties: FloatArray  # (d,): of the new weights' squares
 
     @staticmethod
     def of(z: FloatArray, penalty: float) -> _Whitened:
         mean, deviation = z.mean(0), z.std(0)
         deviation = np.where(deviation > 0, deviation, 1.0)
         standard = (z - mean) / deviation
-        values, vectors = np.linalg.eigh(standard.T @ standard / len(z))
-        scale = np.sqrt(CURVATURE * values.clip(0) + penalty)
-        basis = vectors / scale / deviation[:, None]
-        inverse = vectors.T * scale[:, None] * deviation
-        return _Whitened(mean, basis, inverse, (z - mean) @ basis, penalty / scale**2)
+        values, vectors = _principal(standard)
+        scale = np.sqrt(CURVATURE * values + penalty)
+        basis = vectors / scale
+        rows = standard @ basis
+        return _Whitened(mean, basis / deviation[:, None], rows, penalty / scale**2)
 
-    def of_weights(self, weight: FloatArray) -> FloatArray:
-        return np.asarray(weight @ self.inverse.T)
 
-    def to_weights(self, weight: FloatArray) -> FloatArray:
-        return np.asarray(weight @ self.basis.T)
+def _principal(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Variances (d,) and directions (k, d) of centred rows (r, k), by the smaller Gram matrix."""
+    count, size = rows.shape
+    if size <= count:
+        values, vectors = np.linalg.eigh(rows.T @ rows / count)
+        kept = values > RANK * values.max(initial=0.0)
+        return values[kept], vectors[:, kept]
+    values, sides = np.linalg.eigh(rows @ rows.T / count)
+    kept = values > RANK * values.max(initial=0.0)
+    values = values[kept]
+    return values, rows.T @ sides[:, kept] / np.sqrt(values * count)
 
 
 def _numpy(tensor: Tensor) -> FloatArray:
