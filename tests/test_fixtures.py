@@ -99,7 +99,8 @@ def test_a_joint_head_with_owners_beats_the_joint_ensemble() -> None:
 
 
 def test_a_joint_head_answers_as_owners_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Least squares alone has fewer of ten classes right, and fits the owners' choices less."""
+    """With the same plan, least squares alone has fewer of ten classes right."""
+    monkeypatch.setattr("pleas_fx.compiler._varies", lambda *_: False)
     a, b = sources()
     inputs, labels = images()
 
