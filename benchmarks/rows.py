@@ -15,7 +15,8 @@ from passes import _targets
 from pleas_fx import demo
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
-from pleas_fx.compiler import Clock, Options, compile_models
+from pleas_fx.compiler import compile_models
+from pleas_fx.request import Clock, Options
 
 SETTINGS = ((2, 256), (4, 256), (8, 256), (16, 256), (8, 4096), (16, 4096), (32, 4096))
 BUDGETS = (0.5, 1.0)

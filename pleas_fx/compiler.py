@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from passes.recalibrate import recalibrate
 from passes.rewrite import Mismatch, Rewritten
 from passes.trace import trace
 from passes.verify import verify
-from pleas_fx.budget import Budget, plan_for
+from pleas_fx.budget import plan_for
 from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose
 from pleas_fx.channels_last import arranged
@@ -38,49 +37,17 @@ from pleas_fx.data_free import correct
 from pleas_fx.emphasis import Emphasis, affordable, balanced, described, takes_part
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, PleasError
 from pleas_fx.heads import (
-    Classes,
     given_lanes,
     head_nodes,
     in_matched_order,
     output_groups,
 )
 from pleas_fx.ir import GroupId, Lane, Matching, Plan, Program, Report, Symmetry
+from pleas_fx.request import Clock, Options
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
 FITTED = ("pleas", "side-by-side")  # by passes/fit
 UNFITTED = Fitted((), 0, math.nan)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a user can ask for."""
-
-    budget: Budget
-    heads: str = "separate"
-    classes: Classes | None = None
-    method: str = "pleas"
-    seed: int = 0
-    ridge: float = 1e-4
-    rows_per_unknown: int = 8
-    synthetic: int | None = None  # inputs made for every source; None: as the data are
-    contest: bool = True  # whether other candidates are tried (pleas_fx/candidates)
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds per pass, and a place to report progress to."""
-
-    report: Callable[[str], None] = lambda _: None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        self.report(name)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,11 +298,9 @@ def settle(
     judges only where there are no data.
     """
     everyone = Candidate("all sources", decide(prepared, observed, inputs, options, clock))
-    resource = options.budget.flops or options.budget.params or options.budget.latency
     judging, made = (data, made) if data is not None else (made, None)
-    if judging is None or not resource or resource >= len(prepared.programs):
-        return everyone
-    if not (options.contest and options.method == "pleas" and _same_outputs(prepared)):
+    competes = options.contests(len(prepared.programs)) and _same_outputs(prepared)
+    if judging is None or not competes:
         return everyone
 
     def alone(source: int) -> tuple[Plan, Rewritten]:
@@ -406,11 +371,10 @@ def _varies(
     options: Options,
 ) -> bool:
     """Whether other emphasis is tried: it costs a plan and a fit each, and takes true images."""
-    resource = options.budget.flops or options.budget.params or options.budget.latency
     sources = len(prepared.programs)
-    if data is None or not resource or resource >= sources or not options.contest:
+    if data is None or not options.contests(sources):
         return False
-    if options.method != "pleas" or len(takes_part(chosen.planned[0])) < sources:
+    if len(takes_part(chosen.planned[0])) < sources:
         return False
     flops = sum(count(p.module, inputs).flops for p in prepared.programs)
     widths = [g.size for g in planned_groups(prepared.symmetries[0])]

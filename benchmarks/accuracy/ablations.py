@@ -35,11 +35,12 @@ from passes.rewrite import Rewritten, Site, rewrite
 from pleas_fx import budget, compiler
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
-from pleas_fx.compiler import Clock, Options, Prepared, compile_models
+from pleas_fx.compiler import Prepared, compile_models
 from pleas_fx.errors import PleasError
 from pleas_fx.extract import Runner
 from pleas_fx.heads import given_lanes
 from pleas_fx.ir import Lane, Matching, Plan, everyone
+from pleas_fx.request import Clock, Options
 from pleas_fx.unfold import rows_at
 
 Change = Callable[[Options], Options]

@@ -17,7 +17,8 @@ from benchmarks.accuracy.rivals.regmean import regmean
 from benchmarks.accuracy.rivals.zipit import zipit
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
-from pleas_fx.compiler import Clock, Options, compile_models
+from pleas_fx.compiler import compile_models
+from pleas_fx.request import Clock, Options
 
 Size = float  # executed FLOPs relative to one source
 FIXED = (1.0,)

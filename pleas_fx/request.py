@@ -1,0 +1,50 @@
+"""What is asked for besides networks and data, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pleas_fx.budget import Budget
+from pleas_fx.heads import Classes
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user can ask for."""
+
+    budget: Budget
+    heads: str = "separate"
+    classes: Classes | None = None
+    method: str = "pleas"
+    seed: int = 0
+    ridge: float = 1e-4
+    rows_per_unknown: int = 8
+    synthetic: int | None = None  # inputs made for every source; None: as the data are
+    contest: bool = True  # whether other plans are tried (pleas_fx/candidates, pleas_fx/emphasis)
+
+    def contests(self, sources: int) -> bool:
+        """Whether plans may compete: for a share of a resource that not all sources fit in."""
+        resource = self.budget.flops or self.budget.params or self.budget.latency
+        if not self.contest or self.method != "pleas" or not resource:
+            return False
+        return resource < sources
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds per pass, and a place to report progress to."""
+
+    report: Callable[[str], None] = lambda _: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        self.report(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
