@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from passes._blocks import Blocks, renamed
 from pleas_fx.explicit import explicit_operators
 from pleas_fx.ir import (
+    Axis,
     GroupId,
     IntArray,
     Membership,
@@ -89,6 +90,12 @@ class Walk:
     def classes(self, node: fx.Node, source: int) -> tuple[IntArray, ...]:
         """A source value's coordinates, as class ids."""
         return self.layouts[source].values.get(node.name, ())
+
+    def axis_classes(self, axis: Axis) -> list[IntArray] | None:
+        """Every source's class ids on a parameter's axis; None where they are none, or all one."""
+        found = [layout.axes.get(axis) for layout in self.layouts]
+        known = [f for f in found if f is not None and (f != f.flat[0]).any()]
+        return known if len(known) == len(found) else None
 
     def groups_of(self, classes: Iterable[IntArray]) -> frozenset[GroupId]:
         """The planned groups among class ids of source 0."""

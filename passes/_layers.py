@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +91,7 @@ class Layers:
         return [state[f"{node.target}.{name}"] for state in self._states]
 
     def _axes(self, node: fx.Node, name: str, dim: int) -> list[IntArray] | None:
-        axis = Axis(f"{node.target}.{name}", dim)
-        found = [layout.axes.get(axis) for layout in self.walk.layouts]
-        return None if any(f is None for f in found) else [f for f in found if f is not None]
+        return self.walk.axis_classes(Axis(f"{node.target}.{name}", dim))
 
     def _place(self, node: fx.Node, module: nn.Module, membership: Membership, lanes: int) -> str:
         alone = lanes == 1 and membership == self.walk.everyone
@@ -105,13 +104,22 @@ class Layers:
     def _invoke(
         self, node: fx.Node, name: str, source: fx.Node, slots: IntArray | None, channel: int
     ) -> fx.Node:
-        """Run a new module; its output carries the slots its rows were made for."""
+        """Run a new module; its output carries the slots its rows were made for.
+
+        Those along other dims than the channels' stay.
+        """
         emitted = self.walk.emit("call_module", name, (source,))
         value = self.walk.values[emitted]
-        self.walk.labeller.assign(value, [])
+        kept = [c for c in self.walk.labeller.of(value) if self._leaves(c, channel)]
+        self.walk.labeller.assign(value, kept)
         if slots is not None:
             self.walk.label(value, channel % value.dim(), slots)
         return emitted
+
+    def _leaves(self, labels: Tensor, channel: int) -> bool:
+        """Whether a coordinate of a result is of slots that the layer didn't touch."""
+        own = bool((compact(labels) < self.walk.table.size).all())
+        return own and channel % labels.dim() not in pattern(labels)
 
     def _input_slots(self, node: fx.Node, emitted: fx.Node, channel: int) -> IntArray:
         slots = self.walk.slots_along(emitted, channel)
@@ -123,8 +131,8 @@ class Layers:
 
     def _dense(self, node: fx.Node, module: nn.Module, entry: Contraction, x: Value) -> None:
         walk, lanes = self.walk, {}
-        if self._slides(node, entry, x) and self._stays(node):
-            self._beside(node, module, x)
+        if self._slides(node, entry, x) and self._stays(node, entry):
+            self._beside(node, module, entry, x)
             return
         outputs = self._axes(node, "weight", entry.out_dim)
         wanted = self._output_lanes(outputs)
@@ -132,6 +140,8 @@ class Layers:
             wanted = [S for S in wanted if S in x.lanes and walk.is_whole(x.groups, S)]
             if not wanted:
                 raise walk.mismatch(node, "slides over channels, and needs them all")
+        elif outputs is None and self._stays(node, entry):
+            wanted = sorted_lanes(x.lanes)
         reads = {S: self._read(node, entry, x, S) for S in wanted}
         for S, read in reads.items():
             slots = None if outputs is None else self.walk.slots_of_axes(outputs, S)
@@ -139,21 +149,49 @@ class Layers:
             walk.verify(node, S, lanes[S])
         walk.keep(node, lanes)
 
-    def _stays(self, node: fx.Node) -> bool:
-        """Whether a result has labels along the dims that a convolution could slide over."""
-        return any(max(c.shape[2:], default=1) > 1 for c in self.walk.classes(node, 0))
+    def _stays(self, node: fx.Node, entry: Contraction) -> bool:
+        """Whether the channels are still there in the result, beside what the layer contracts."""
+        return any(
+            size > 1
+            for labels in self.walk.classes(node, 0)
+            for dim, size in enumerate(labels.shape)
+            if dim != entry.channel % labels.ndim
+        )
 
-    def _beside(self, node: fx.Node, module: nn.Module, x: Value) -> None:
-        """A kernel of one position over channels: every lane by itself, with its members' mean."""
+    def _beside(self, node: fx.Node, module: nn.Module, entry: Contraction, x: Value) -> None:
+        """The same layer for every channel: every lane by itself, with its members' mean."""
         walk, lanes = self.walk, {}
+        outputs = self._axes(node, "weight", entry.out_dim)
         for S, operand in x.lanes.items():
             layer = copy.deepcopy(module)
             for name in layer.state_dict():
-                replace(layer, name, mean(self._state(node, name), S))
+                if outputs is None:
+                    replace(layer, name, mean(self._state(node, name), S))
+                else:
+                    dim = entry.out_dim if name == "weight" else 0
+                    self._own_channels(node, layer, name, dim, outputs, S)
             name = self._place(node, layer, S, len(x.lanes))
             lanes[S] = walk.emit("call_module", name, (operand,))
             walk.verify(node, S, lanes[S])
         walk.keep(node, lanes)
+
+    def _own_channels(
+        self,
+        node: fx.Node,
+        layer: nn.Module,
+        name: str,
+        dim: int,
+        outputs: Sequence[IntArray],
+        S: Membership,
+    ) -> None:
+        """Channels that a layer adds to those it leaves alone: both in the same lane."""
+        walk = self.walk
+        if not walk.is_whole(walk.groups_of([outputs[0]]), S):
+            raise walk.mismatch(node, "its own channels are in other lanes than those it keeps")
+        slots = walk.slots_of_axes(outputs, S)
+        rows = source_positions(slots, walk.table, outputs)
+        replace(layer, name, blend(self._state(node, name), (dim, rows)))
+        walk.label(getattr(layer, name), dim, slots)
 
     def _output_lanes(self, outputs: list[IntArray] | None) -> list[Membership]:
         if outputs is None:

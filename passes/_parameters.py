@@ -38,13 +38,11 @@ class Parameters:
 
     def labelled(self, key: str) -> dict[int, list[IntArray]]:
         """The dims of a parameter that hold planned channels, and the sources' classes there."""
-        layouts = self.walk.layouts
-        own = [axis for axis in layouts[0].axes if axis.key == key]
-        return {
-            axis.dim: [layout.axes[axis] for layout in layouts]
-            for axis in own
-            if self.walk.groups_of([layouts[0].axes[axis]])
+        walk = self.walk
+        found = {
+            axis.dim: walk.axis_classes(axis) for axis in walk.layouts[0].axes if axis.key == key
         }
+        return {dim: own for dim, own in found.items() if own and walk.groups_of([own[0]])}
 
     def averaged(self, key: str, membership: Membership) -> Tensor:
         """The members' mean of a parameter of a whole lane, in the order of the first member."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -68,7 +68,7 @@ def groups(program: Program) -> Symmetry:
     unlabelled: frozenset[Axis] = frozenset()
     grouped: dict[Axis, int] = {}
     for _ in range(ROUNDS):
-        found = unlabelled | positions(facts, tables, read, HELD, COMBINED)
+        found = unlabelled | _positions(program, facts, tables, read)
         if found == unlabelled and not labeller.regroup and not collapses(facts):
             break
         grouped = grouped | labeller.regroup
@@ -77,6 +77,27 @@ def groups(program: Program) -> Symmetry:
             unlabelled, known, colours = found, {}, NOTHING
         labeller, facts = _propagate(program, inputs, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
+
+
+def _positions(
+    program: Program, facts: Facts, tables: Set[str], read: Set[Axis]
+) -> frozenset[Axis]:
+    """Axes of tables that turn out to be positions; where there are none, axes of layers."""
+    own = {axis for axis in facts.axes if axis.key in tables}
+    found = positions(facts, own, read, HELD, COMBINED)
+    return found or positions(facts, _beside_others(program, facts), read, HELD, COMBINED)
+
+
+def _beside_others(program: Program, facts: Facts) -> set[Axis]:
+    """Output axes of layers that leave channels along another dim: they may mix positions."""
+    found: set[Axis] = set()
+    for node in program.module.graph.nodes:
+        if node.op == "call_module" and len(facts.values.get(node.name, ())) > 1:
+            entry = contraction(program.module.get_submodule(str(node.target)))
+            if entry is not None:
+                found |= {Axis(f"{node.target}.weight", entry.out_dim)}
+                found |= {Axis(f"{node.target}.bias", 0)}
+    return found
 
 
 def _read_axes(program: Program) -> frozenset[Axis]:
@@ -183,7 +204,14 @@ def _facts(labeller: Labeller, values: Mapping[str, Coordinates], colours: Hash)
         values={n: tuple(arrays.of(compact(c)) for c in own) for n, own in values.items()},
         nests=labeller.nests,
         pins=[(p.labels.numpy(), p.node, p.reason) for p in labeller.pins if not p.kernel],
-        kernels=np.concatenate(kernels) if kernels else np.zeros(0, np.int64),
+        kernels=_flat(kernels),
+        joined=_flat([labels.numpy() for labels in labeller.joined]),
         sites=list({id(c): c for c in map(arrays.of, labeller.sites)}.values()),
         colours=np.pad(colours, (0, labeller.count - len(colours))),
     )
+
+
+def _flat(labels: Sequence[IntArray]) -> IntArray:
+    """All of them in a row, without the mark of padding."""
+    found = np.concatenate([np.zeros(0, np.int64), *(part.reshape(-1) for part in labels)])
+    return found[found >= 0]

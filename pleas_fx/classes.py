@@ -26,6 +26,7 @@ class Facts:
     nests: Sequence[tuple[IntArray, IntArray]]  # (children, parents)
     pins: Sequence[tuple[IntArray, str, str]]  # labels, node, reason
     kernels: IntArray  # labels of kernel positions: no channels at all
+    joined: IntArray  # labels that were concatenated with entries that have none
     sites: Sequence[IntArray]  # labels that went through a place: equal channels went together
     colours: Hash  # what an earlier round knew of each label; 0: nothing
 
@@ -72,10 +73,11 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
 
 
 def positions(
-    facts: Facts, tables: Set[str], read: Set[Axis], reasons: Set[str], unlabelled: str
+    facts: Facts, tried: Set[Axis], read: Set[Axis], reasons: Set[str], unlabelled: str
 ) -> frozenset[Axis]:
-    """Axes of ``tables`` that aren't channels: held for these reasons, and on no layer's axis.
+    """Those of the axes ``tried`` that aren't channels: held for these reasons, and on no other.
 
+    What was concatenated with entries that have no labels (tokens) counts as held.
     Layers may ``read`` what met a value ``unlabelled`` along it: patches that are joined, say. What
     moves with nothing stays in place, and needs no labels for that (some entries tell for all: the
     others may have been cut off). Where there is none of these, axes whose entries are all tied to
@@ -86,11 +88,12 @@ def positions(
     for labels, _, reason in facts.pins:
         (held if reason in reasons else channel)[classes[labels]] = True
         met[classes[labels]] |= reason == unlabelled
+    held[classes[facts.joined]] = True
     for axis, labels in facts.axes.items():
         own = classes[labels[labels >= 0]]
-        channel[own] |= axis.key not in tables
-        made[own] |= axis.key not in tables and axis not in read
-    own_classes = {a: classes[labels] for a, labels in facts.axes.items() if a.key in tables}
+        channel[own] |= axis not in tried
+        made[own] |= axis not in tried and axis not in read
+    own_classes = {a: classes[labels] for a, labels in facts.axes.items() if a in tried}
     still = held & ~channel
     found = [
         axis
@@ -296,8 +299,8 @@ class _Builder:
             number: _collapsed(np.where(c >= 0, self.classes[c], -1))
             for number, c in self.facts.labels().items()
         }
-        values = {
-            node: tuple(settled[id(c)] for c in coordinates)
+        values = {  # one class everywhere tells no channels apart
+            node: tuple(settled[id(c)] for c in coordinates if settled[id(c)].size > 1)
             for node, coordinates in self.facts.values.items()
         }
         where: dict[int, list[Axis]] = {}

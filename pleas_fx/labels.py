@@ -130,6 +130,7 @@ class Labeller(TorchDispatchMode):
         self.ties: list[IntArray] = []
         self.nests: list[tuple[IntArray, IntArray]] = []  # (children, parents), flat and aligned
         self.pins: list[Pin] = []
+        self.joined: list[Tensor] = []  # labels concatenated with entries that have none
         self.sites: list[Tensor] = []  # labels that went through a place, as equal channels do
         self.coupled: set[str] = set()
         self._coordinates: dict[int, Coordinates] = {}

@@ -36,6 +36,7 @@ from torchvision.models.vgg import make_layers
 from tests import attention_networks as attention
 from tests import block_networks as blocks
 from tests import small_networks as small
+from tests import token_networks
 from tests.randomise import seeded
 from tests.small_networks import CLASSES
 
@@ -249,6 +250,10 @@ _ALL = (
     _network("lambda", attention.LambdaNet, _SMALL),
     _network("grid", attention.GridNet, _SMALL),
     _network("wrapped_attention", attention.WrappedNet, _SMALL),
+    _network("mixer", token_networks.MixerNet, _SMALL),
+    _network("token_gate", token_networks.GateNet, _SMALL),
+    _network("registers", token_networks.RegisterNet, _SMALL),
+    _network("patch_transform", token_networks.TransformNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),
     _network("linear_attention", blocks.LinearAttentionNet, _SMALL),
@@ -278,6 +283,6 @@ BATCHNORM_CNNS = frozenset(
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
-    linear_attention detector two_inputs""".split()
+    linear_attention detector two_inputs patch_transform""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

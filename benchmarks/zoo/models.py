@@ -71,7 +71,8 @@ TIMM_OTHER = """mobilevit_xxs edgenext_xx_small efficientvit_m0 efficientvit_b0 
     twins_svt_small volo_d1_224 sam2_hiera_tiny sequencer2d_s hiera_tiny_224 davit_tiny
     swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_ns_224 focalnet_tiny_srf
     nextvit_small mobilenetv5_base samvit_base_patch16_224 beit_base_patch16_224
-    naflexvit_base_patch16_gap qwen3_vit_88m gemma4_vit_167m deepseek_vit_412m""".split()
+    naflexvit_base_patch16_gap qwen3_vit_88m gemma4_vit_167m deepseek_vit_412m mixer_s32_224
+    resmlp_12_224""".split()
 
 OUTSIDE: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "unet": (outside.UNet, (3, 64, 64)),

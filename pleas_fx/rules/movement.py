@@ -164,6 +164,7 @@ def _join(ctx: Labeller, tensors: list[Tensor], along: list[Coordinates], dim: i
         if coordinates:
             pieces.append(compact(coordinates[0]))
             continue
+        ctx.joined += [compact(c[0]) for c in along if c]
         labels = ctx.fresh(tensor.shape[dim])
         ctx.pin(labels, "channels without labels, concatenated with labelled ones")
         shape = [1] * tensor.dim()
