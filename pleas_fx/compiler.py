@@ -31,18 +31,14 @@ from pleas_fx.budget import plan_for
 from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose
 from pleas_fx.channels_last import arranged
-from pleas_fx.complement import Complement, combined, complement
+from pleas_fx.complement import Supply, complement
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.emphasis import Emphasis, affordable, balanced, described, takes_part
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, PleasError
-from pleas_fx.heads import (
-    given_lanes,
-    head_nodes,
-    in_matched_order,
-    output_groups,
-)
+from pleas_fx.heads import given_lanes, head_nodes, in_matched_order, output_groups
 from pleas_fx.ir import GroupId, Lane, Matching, Plan, Program, Report, Symmetry
+from pleas_fx.owners import attributed
 from pleas_fx.request import Clock, Options
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
@@ -151,20 +147,25 @@ def _arranged(prepared: Prepared, data: Batches | None) -> Batches | None:
     return replace(data, batches=arranged(prepared.programs, data.batches))
 
 
-def _complement(
+def _supply(
     prepared: Prepared,
     data: Batches | None,
     inputs: tuple[Tensor, ...],
     options: Options,
     clock: Clock,
-) -> Complement:
-    """Inputs made from what the sources' norms keep, where something will be fitted to them."""
-    if options.method not in FITTED or not _prices(options, len(prepared.programs)):
-        return Complement()
+) -> Supply:
+    """The data, with owners, and what is made beside them, where something is fitted to them."""
+    programs = prepared.programs
+    if options.method not in FITTED or not _prices(options, len(programs)):
+        return Supply(_arranged(prepared, data), None)
+    told: tuple[str, ...] = ()
+    if data is not None:
+        with clock.time("attribute"):
+            data, told = attributed(programs, data, options.heads, options.classes)
     with clock.time("synthesise"):
-        return complement(
-            prepared.programs, data, inputs, images=options.synthetic, seed=options.seed
-        )
+        beside = complement(programs, data, inputs, images=options.synthetic, seed=options.seed)
+    arranged_made = _arranged(prepared, beside.made)
+    return Supply(_arranged(prepared, data), arranged_made, (*told, *beside.notes))
 
 
 def look(
@@ -211,11 +212,10 @@ def plan_only(
 ) -> Plan:
     """The plan of a merge; only candidates that have to be judged are fitted for it."""
     prepared = prepare(models, inputs, options, clock)
-    beside = _complement(prepared, data, inputs, options, clock)
-    data, made = _arranged(prepared, data), _arranged(prepared, beside.made)
-    everything = combined(data, made)
+    supply = _supply(prepared, data, inputs, options, clock)
+    data, everything = supply.data, supply.everything
     observed = look(prepared, everything, options, clock)
-    chosen = settle(prepared, observed, inputs, data, options, clock, made)
+    chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
     if _varies(prepared, chosen, data, inputs, options):
         fitting = Fitting(prepared, observed, everything, options, clock)
         chosen, _ = contested(fitting.run(chosen), fitting, inputs)
@@ -396,13 +396,12 @@ def compile_models(
 ) -> Compiled:
     """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
-    beside = _complement(prepared, data, inputs, options, clock)
-    data, made = _arranged(prepared, data), _arranged(prepared, beside.made)
-    everything = combined(data, made)
+    supply = _supply(prepared, data, inputs, options, clock)
+    data, everything = supply.data, supply.everything
     with closing(Store()) as store:
         targets = _targets(prepared, everything, options, store)
         observed = look(prepared, everything, options, clock, targets)
-        chosen = settle(prepared, observed, inputs, data, options, clock, made)
+        chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
         found = fitting.run(chosen)
         if _varies(prepared, chosen, data, inputs, options):
@@ -416,7 +415,7 @@ def compile_models(
         merged=count(rewritten.module, inputs),
         seconds=dict(clock.seconds),
         peak_bytes=fitted.peak_bytes,
-        warnings=(*_warnings(prepared, everything), *beside.notes),
+        warnings=(*_warnings(prepared, everything), *supply.notes),
     )
     return Compiled(rewritten, plan, report, prepared.symmetries[0])
 

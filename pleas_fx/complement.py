@@ -30,6 +30,20 @@ class Complement:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What there is to look at and to fit to, and what to tell the user about it."""
+
+    data: Batches | None
+    made: Batches | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> Batches | None:
+        """Data and what is made beside them."""
+        return combined(self.data, self.made)
+
+
 def complement(
     programs: Sequence[Program],
     data: Batches | None,
