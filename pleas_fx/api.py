@@ -74,7 +74,8 @@ def merge(
 
     Args:
         calibration: (N, …) tensor, batches, ``PerSource`` of these, or None (data-free; needs
-            ``example_inputs``). Labels are ignored.
+            ``example_inputs``). Labels are ignored. For joint heads without common classes,
+            images whose source isn't named get the likeliest; the report says how many.
         synthetic: inputs to make for every source, from the statistics that its norms keep. None:
             as many as are needed (all of them without data; some where images are few or unlike
             the training data, and making them is quick); 0: none. The report says what was made.

@@ -157,15 +157,15 @@ def _supply(
     """The data, with owners, and what is made beside them, where something is fitted to them."""
     programs = prepared.programs
     if options.method not in FITTED or not _prices(options, len(programs)):
-        return Supply(_arranged(prepared, data), None)
+        return Supply(_arranged(prepared, data), None)  # at full width: the exact ensemble
     told: tuple[str, ...] = ()
     if data is not None:
         with clock.time("attribute"):
             data, told = attributed(programs, data, options.heads, options.classes)
     with clock.time("synthesise"):
         beside = complement(programs, data, inputs, images=options.synthetic, seed=options.seed)
-    arranged_made = _arranged(prepared, beside.made)
-    return Supply(_arranged(prepared, data), arranged_made, (*told, *beside.notes))
+    made = _arranged(prepared, beside.made)
+    return Supply(_arranged(prepared, data), made, (*told, *beside.notes))
 
 
 def look(

@@ -126,3 +126,19 @@ def test_classes_of_nameless_images_are_told_apart(monkeypatch: pytest.MonkeyPat
     found = accuracy()
     monkeypatch.setattr("pleas_fx.compiler.attributed", lambda _, data, *__: (data, ()))
     assert found > accuracy() + 0.1
+
+
+def test_at_full_width_the_result_is_the_exact_ensemble() -> None:
+    """Nothing is attributed there; control: images with owners."""
+    images, owners = mixed()
+    each = pf.PerSource([images[torch.from_numpy(owners == s)] for s in range(2)])
+    with torch.no_grad():
+        wanted = torch.cat([model(images[:64]) for model in sources()], 1)
+        exact, taught = (
+            pf.merge(list(sources()), given, width=2.0, heads="joint", progress=False).model(
+                images[:64]
+            )
+            for given in (images, each)
+        )
+    assert float((exact - wanted).abs().max() / wanted.abs().max()) < 1e-4
+    assert float((taught - wanted).abs().max() / wanted.abs().max()) > 1e-2
