@@ -1,21 +1,21 @@
 """Whose an image is, where nobody says: the source that knows it best.
 
 Two signs are added up. What a source's norms see of an image diverges less from what they keep if
-it is like the training images, and answers to images that are known are surer. Either alone is
-right for two thirds of the images, both together for 82 to 86 %
+it is like the training images, and answers to images that are known are surer. The surer
+answer alone is right for 65 to 70 % of the images, both signs together for 82 to 86 %
 (docs/decisions/2026-11-27-owners.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from passes import _norms
 from passes._answers import classifies
 from passes._lockstep import Batch
 from pleas_fx.ir import IntArray, Program
@@ -53,7 +53,7 @@ def attribute(programs: Sequence[Program], batches: Sequence[Batch]) -> IntArray
 def _signs(program: Program, batches: Sequence[Batch]) -> tuple[Tensor, Tensor] | None:
     """(images,) each: how little diverges what the norms see, and the odds of the answer."""
     familiar, logits = [], []
-    with torch.no_grad(), _watched(program.module) as found:
+    with torch.no_grad(), _norms.watched(program.module, _divergence) as found:
         for batch in batches:
             found.clear()
             outputs = program.module(*batch)
@@ -69,31 +69,9 @@ def _signs(program: Program, batches: Sequence[Batch]) -> tuple[Tensor, Tensor] 
     return torch.cat(familiar), best - others.logsumexp(1)
 
 
-@contextmanager
-def _watched(module: nn.Module) -> Iterator[list[Tensor]]:
-    """(images,) a norm that the module runs on maps: the divergence of every image by itself."""
-    found: list[Tensor] = []
-
-    def see(norm: nn.Module, given: tuple[Tensor, ...], _: object) -> None:
-        assert isinstance(norm, _BatchNorm)
-        if norm.running_mean is not None and given[0].dim() > 2 and given[0][0, 0].numel() > 1:
-            found.append(_divergence(norm, given[0]))
-
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    handles = [norm.register_forward_hook(see) for norm in norms]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _divergence(norm: _BatchNorm, values: Tensor) -> Tensor:
-    """(images,) of normal distributions, in the mean over the channels."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+def _divergence(norm: _BatchNorm, values: Tensor) -> Tensor | None:
+    """(images,) of every image by itself, in the mean over the channels; None without maps."""
+    if values.dim() < 3 or values[0, 0].numel() == 1:
+        return None
     maps = values.flatten(2)
-    kept = norm.running_var + norm.eps
-    ratio = (maps.var(2, unbiased=False) + norm.eps) / kept
-    shift = (maps.mean(2) - norm.running_mean).square() / kept
-    return (0.5 * (shift + ratio - 1 - ratio.log())).mean(1)
+    return _norms.divergence(norm, maps.mean(2), maps.var(2, unbiased=False)).mean(1)

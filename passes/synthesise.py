@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from passes import _norms
 from passes._lockstep import Batch
 from pleas_fx.ir import Program
 
@@ -60,7 +60,7 @@ def synthesise(
 
 def feasible(program: Program, inputs: Batch) -> bool:
     """Whether there are norms that keep statistics, and inputs that can be moved."""
-    return bool(_norms(program.module)) and any(t.is_floating_point() for t in inputs)
+    return bool(_norms.keeping(program.module)) and any(t.is_floating_point() for t in inputs)
 
 
 def divergence(program: Program, batch: Batch) -> float:
@@ -69,13 +69,9 @@ def divergence(program: Program, batch: Batch) -> float:
     Of 16 images of the training data about 0.005, of another image set 0.1 and more, of images
     that aren't normalised as in training 0.5 and more (docs/decisions/2026-11-27-synthetic.md).
     """
-    with torch.no_grad(), _divergences(program.module) as found:
+    with torch.no_grad(), _norms.watched(program.module, _seen) as found:
         program.module(*batch)
     return float(torch.stack(found).mean()) if found else float("nan")
-
-
-def _norms(module: nn.Module) -> list[_BatchNorm]:
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 def _batches(source: fx.GraphModule, inputs: Batch, seed: int, images: int) -> Iterator[Batch]:
@@ -106,7 +102,7 @@ def _noise(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _moved(module: nn.Module, batch: Batch) -> Batch:
     """The batch, moved towards the statistics until it is near enough."""
-    with torch.inference_mode(False), torch.enable_grad(), _divergences(module) as found:
+    with torch.inference_mode(False), torch.enable_grad(), _norms.watched(module, _seen) as found:
 
         def loss(given: Batch) -> Tensor:
             found.clear()
@@ -141,29 +137,8 @@ def _best_scale(batch: Batch, loss: Callable[[Batch], Tensor]) -> float:
     return min(tried, key=lambda scale: tried[scale])
 
 
-@contextmanager
-def _divergences(module: nn.Module) -> Iterator[list[Tensor]]:
-    """One number a norm that the module runs: how far what it sees is from what it keeps."""
-    found: list[Tensor] = []
-
-    def see(norm: nn.Module, given: tuple[Tensor, ...], _: object) -> None:
-        assert isinstance(norm, _BatchNorm)
-        found.append(torch.log1p(_divergence(norm, given[0])).mean())
-
-    handles = [norm.register_forward_hook(see) for norm in _norms(module)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _divergence(norm: _BatchNorm, values: Tensor) -> Tensor:
-    """(C,) Kullback-Leibler divergence of normal distributions: what is seen from what is kept."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+def _seen(norm: _BatchNorm, values: Tensor) -> Tensor:
+    """One number: how far what a norm sees is from what it keeps."""
     rows = values.transpose(0, 1).flatten(1)
-    kept = norm.running_var + norm.eps
-    ratio = (rows.var(1, unbiased=False) + norm.eps) / kept
-    shift = (rows.mean(1) - norm.running_mean).square() / kept
-    return 0.5 * (shift + ratio - 1 - ratio.log())
+    found = _norms.divergence(norm, rows.mean(1), rows.var(1, unbiased=False))
+    return torch.log1p(found).mean()

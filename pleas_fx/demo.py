@@ -165,9 +165,9 @@ def joint_rows(
         report(f"{name}, joint")
         row, result = _joint_row(images, name, PerSource(images.calibration), budget, recipe)
         rows.append(row)
-    name = f"pleas-fx, {budget:g}x FLOPs, owners unknown"
-    report(name)
-    rows.append(_joint_row(images, name, torch.cat(images.calibration), budget, None)[0])
+    report(f"{name}, owners unknown")
+    unowned = torch.cat(images.calibration)
+    rows.append(_joint_row(images, f"{name}, owners unknown", unowned, budget, None)[0])
     return tuple(rows), result
 
 

@@ -45,7 +45,7 @@ def attributed(
     counts = ", ".join(f"{n} to source {s}" for s, n in enumerate(np.bincount(owners)))
     note = (
         f"nobody said which source the calibration images belong to: {counts} by what their norms "
-        "and logits say, about one in six wrongly; PerSource is better"
+        "and logits say, which is a guess; PerSource is better"
     )
     return Batches(tuple(b for b, _ in named), tuple(owner for _, owner in named)), (note,)
 

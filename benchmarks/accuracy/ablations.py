@@ -54,6 +54,7 @@ SETTINGS = (
     *(("overlapping", b) for b in (0.5, 1.0)),
     *(("three-digits", b) for b in (0.5, 1.0)),
     *(("data-sets", b) for b in (0.5, 1.0)),
+    *(("disjoint-joint-untagged", b) for b in (0.5, 1.0, 1.2)),
 )
 ARCHITECTURE = "resnet-narrow"
 NOT_VARIED = """
@@ -221,6 +222,14 @@ _ALL = (
         constant="_varies",
         value=lambda *_: False,
     ),
+    Variation(
+        "nobodys",
+        "candidates judged, plans contested, images without an owner stay nobody's",
+        lambda options: replace(options, contest=True),
+        module=compiler,
+        constant="attributed",
+        value=lambda _, data, *__: (data, ()),
+    ),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
@@ -313,7 +322,7 @@ def page(records: Sequence[Record]) -> str:
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
         f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). All rows "
-        "but the second and third keep all sources and one plan, and differ in one thing. Made by "
+        "but the second to fourth keep all sources and one plan, and differ in one thing. Made by "
         "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows) + NOT_VARIED
     )
 
