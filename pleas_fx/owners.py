@@ -17,6 +17,7 @@ from pleas_fx.calibration import Batches
 from pleas_fx.heads import Classes
 from pleas_fx.ir import IntArray, Program
 
+BETTER = "give PerSource, or --calibration once for each source"
 Batch = tuple[torch.Tensor, ...]
 
 
@@ -37,7 +38,7 @@ def attributed(
     if owners is None:
         return data, (
             "nobody said which source the calibration images belong to, and it can't be told by "
-            "their norms and logits: give PerSource, no image shows classes of several sources",
+            f"their norms and logits; {BETTER}",
         )
     given = zip(data.batches, data.owners, strict=True)
     named = [(b, owner) for b, owner in given if owner is not None]
@@ -45,7 +46,7 @@ def attributed(
     counts = ", ".join(f"{n} to source {s}" for s, n in enumerate(np.bincount(owners)))
     note = (
         f"nobody said which source the calibration images belong to: {counts} by what their norms "
-        "and logits say, which is a guess; PerSource is better"
+        "and logits say, which is a guess; {BETTER}"
     )
     return Batches(tuple(b for b, _ in named), tuple(owner for _, owner in named)), (note,)
 
