@@ -43,10 +43,12 @@ def attributed(
     given = zip(data.batches, data.owners, strict=True)
     named = [(b, owner) for b, owner in given if owner is not None]
     named += _regrouped(unknown, owners, len(programs))
-    counts = ", ".join(f"{n} to source {s}" for s, n in enumerate(np.bincount(owners)))
+    counts = ", ".join(
+        f"{n} to source {s}" for s, n in enumerate(np.bincount(owners, minlength=len(programs)))
+    )
     note = (
         f"nobody said which source the calibration images belong to: {counts} by what their norms "
-        "and logits say, which is a guess; {BETTER}"
+        f"and logits say, which is a guess; {BETTER}"
     )
     return Batches(tuple(b for b, _ in named), tuple(owner for _, owner in named)), (note,)
 

@@ -97,6 +97,7 @@ def test_owners_are_looked_for_where_only_one_source_knows(
     found, notes = attributed(programs(*sources()), data, heads, classes)
     assert (None not in found.owners) == expected
     assert bool(notes) == expected
+    assert all("--calibration once for each source" in note for note in notes)
 
 
 def test_named_owners_stay_and_no_image_is_lost() -> None:
