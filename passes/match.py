@@ -68,8 +68,9 @@ def match_activations(
 ) -> Matching:
     """Assignments that maximise the summed Pearson correlation over all places.
 
-    Channels that don't vary on the calibration images, and groups that live inside an operator,
-    where nobody sees them, are matched by their weights.
+    Channels that don't vary on the calibration images, and groups that are nowhere seen in rows
+    which the sources share, are matched by their weights: those inside an operator, and those
+    beside another group's channels (the hidden channels of a layer over tokens).
     """
     sources = statistics.sources
     base = identity_matching(symmetry, sources)
@@ -89,7 +90,12 @@ def match_activations(
     silent = {g.id: places[g.id].silent() for g in symmetry.groups}
     match_by_weights(programs, symmetry, families(symmetry.groups), partner, silent)
     for group in symmetry.groups:
-        similarity[group.id] = places[group.id].agreement(partner[group.id])
+        seen = places[group.id]
+        similarity[group.id] = (
+            seen.agreement(partner[group.id])
+            if seen.moments
+            else weight_agreement(programs, symmetry, group, partner)
+        )
     for group in symmetry.fixed:
         moments = [p.moments for p in statistics.points(group.id)]
         similarity[group.id] = _in_place(moments, group.size, sources)

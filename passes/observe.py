@@ -35,6 +35,7 @@ class Point:
 
     node: str
     moments: Moments  # of (source 0's channels, source 1's channels, …)
+    aligned: bool = True  # whether its rows are the same in all sources: no other channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ class Statistics:
     sources: int
 
     def points(self, group: GroupId) -> tuple[Point, ...]:
-        """All places where a group was observed, each once."""
+        """All places where the sources' channels can be compared row by row, each once."""
         seen = {p.node: p for p in (*self.read.get(group, ()), *self.made.get(group, ()))}
-        return tuple(seen.values())
+        return tuple(point for point in seen.values() if point.aligned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class _Sums:
         rows_per_channel: int,
     ) -> None:
         self.sources = len(programs)
-        self.wanted = _wanted(programs[0], symmetries[0])
+        self.symmetry = symmetries[0]
+        self.wanted = _wanted(programs[0], self.symmetry)
         self.extractors: dict[tuple[str, GroupId], list[Extractor]] = {}
         self.moments: dict[tuple[str, GroupId], Moments] = {}
         self.quota: dict[tuple[str, GroupId], int] = {}
@@ -169,11 +171,14 @@ class _Sums:
 
         def collect(wanted: Mapping[GroupId, Sequence[str]]) -> dict[GroupId, tuple[Point, ...]]:
             return {
-                g: tuple(Point(n, self.moments[n, g]) for n in nodes if (n, g) in self.moments)
+                g: tuple(self._point(n, g) for n in nodes if (n, g) in self.moments)
                 for g, nodes in wanted.items()
             }
 
         return Statistics(collect(self.wanted[0]), collect(self.wanted[1]), self.sources)
+
+    def _point(self, node: str, group: GroupId) -> Point:
+        return Point(node, self.moments[node, group], _aligned(self.symmetry, node, group))
 
 
 def _wanted(
@@ -207,6 +212,13 @@ def _note(where: dict[GroupId, list[str]], node: fx.Node, symmetry: Symmetry) ->
         for group in np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist():
             if group in planned and node.name not in where.setdefault(group, []):
                 where[group].append(node.name)
+
+
+def _aligned(symmetry: Symmetry, node: str, group: GroupId) -> bool:
+    """Whether no other axis of the value moves: its channels would be rows, in another order."""
+    layout, moving = symmetry.layout, [g.id for g in symmetry.groups if g.id != group]
+    axes = [layout.group[c[c >= 0]] for c in layout.values.get(node, ())]
+    return not any(np.isin(own, moving).any() for own in axes if not (own == group).any())
 
 
 def _thin(where: dict[GroupId, list[str]]) -> dict[GroupId, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -78,3 +79,25 @@ def test_hidden_channels_of_a_token_layer_stay_with_those_beside() -> None:
     lanes = {g.size: [(len(lane), int(lane.membership)) for lane in g.lanes] for g in groups}
     assert lanes[6] in ([(6, 3)], [(6, 1), (6, 2)])
     assert [n // 6 for n, _ in lanes[6]] == [n // 8 for n, _ in lanes[8]]
+
+
+def test_channels_beside_channels_are_matched_although_both_are_permuted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither's rows are the same in both sources; taking them for that is the control."""
+    network = NETWORKS["mixer"]
+    model, inputs = network.make(0), network.inputs()
+    symmetry = pf.permutation_groups(model, inputs)
+    moved, order = symmetry.groups, symmetry.random(5)
+    planted = symmetry.apply(model, order)
+
+    def similarity() -> dict[int, float]:
+        data = network.batch(16, 0)[0]
+        found = pf.merge([model, planted], data, width=1.0, heads="shared", progress=False)
+        partners = {g.group: g.lanes[0].channels[:, 1] for g in found.plan.groups}
+        assert all((order.order[g.id][partners[g.id]] == range(g.size)).all() for g in moved)
+        return {g.size: g.similarity for g in found.plan.groups}
+
+    assert all(similarity()[g.size] > 1 - 1e-5 for g in moved)
+    monkeypatch.setattr("passes.observe._aligned", lambda *_: True)
+    assert similarity()[6] < 0.9  # six of them are still told apart; of 256, none were
