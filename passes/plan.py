@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class Menu:
     sizes: Mapping[GroupId, tuple[int, ...]]  # channels per source
     outputs: Mapping[GroupId, tuple[Lane, ...]]
     alone: int | None = None  # the only source that any slot stands for
+    weights: Mapping[GroupId, float] = field(default_factory=dict)  # of groups' errors; none: 1
 
     @property
     def sources(self) -> int:
@@ -149,7 +150,8 @@ def choose(menu: Menu, model: CostModel, budget: float) -> tuple[Plan, float]:
     row = {g.id: k for k, g in enumerate(menu.groups)}
     rows = [[row[g] for g in d.groups] for d in menu.decisions]
     shape = (len(menu.groups), len(menu.memberships))
-    choice, cost = allocate(menu.decisions, model, rows, budget, shape)
+    weights = [menu.weights.get(d.groups[0], 1.0) for d in menu.decisions]
+    choice, cost = allocate(menu.decisions, model, rows, budget, shape, weights)
     return to_plan(menu, choice), cost
 
 

@@ -68,6 +68,7 @@ def merge(
     progress: bool | Callable[[str], None] = True,
     example_inputs: Inputs | None = None,
     synthetic: int | None = None,
+    trials: int | None = None,
     recipe: Mapping[str, RecipeValue] | None = None,
 ) -> MergeResult:
     """Merge two or more networks with the same graph into one (DESIGN; Nasery et al. 2025).
@@ -79,6 +80,8 @@ def merge(
         synthetic: inputs to make for every source, from the statistics that its norms keep. None:
             as many as are needed (all of them without data; some where images are few or unlike
             the training data, and making them is quick); 0: none. The report says what was made.
+        trials: other plans to fit whole and choose from, for a budget of flops, params or latency.
+            None: 16 and a few where that is quick (``pleas_fx/contest``), else none; 0: none.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, one source alone may be judged better
             than all of them, and the mean a better target than the owner; of small networks
@@ -91,7 +94,7 @@ def merge(
         PleasError: a subclass for every kind of bad input; the sources are never changed.
     """
     options = _options(
-        width, flops, params, latency, widths, heads, classes, method, seed, synthetic
+        width, flops, params, latency, widths, heads, classes, method, seed, synthetic, trials
     )
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
@@ -127,14 +130,15 @@ def plan(
     progress: bool | Callable[[str], None] = True,
     example_inputs: Inputs | None = None,
     synthetic: int | None = None,
+    trials: int | None = None,
 ) -> Plan:
     """What :func:`merge` would do with the same arguments, without fitting the result.
 
     Candidates that have to be judged are fitted: shared heads under a budget on half the data, the
-    plans of small networks on all of it.
+    plans of small networks on some of it.
     """
     options = _options(
-        width, flops, params, latency, widths, heads, classes, method, seed, synthetic
+        width, flops, params, latency, widths, heads, classes, method, seed, synthetic, trials
     )
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
@@ -177,6 +181,7 @@ def _options(
     method: str,
     seed: int,
     synthetic: int | None,
+    trials: int | None,
 ) -> Options:
     given = [b for b in (width, flops, params, latency, widths) if b is not None]
     if len(given) > 1:
@@ -190,7 +195,9 @@ def _options(
     budget = Budget(width if given else 1.0, flops, params, latency, widths)
     if synthetic is not None and synthetic < 0:
         raise OptionError(f"synthetic must be at least 0, not {synthetic}")
-    return Options(budget, heads, classes, method, seed, synthetic=synthetic)
+    if trials is not None and trials < 0:
+        raise OptionError(f"trials must be at least 0, not {trials}")
+    return Options(budget, heads, classes, method, seed, synthetic=synthetic, trials=trials)
 
 
 def _data(
@@ -260,6 +267,8 @@ def _recipe(options: Options) -> dict[str, RecipeValue]:
             found[name] = float(value)
     if options.synthetic is not None:
         found["synthetic"] = options.synthetic
+    if options.trials is not None:
+        found["trials"] = options.trials
     if budget.widths is not None:
         found["widths"] = {str(g): float(w) for g, w in budget.widths.items()}
     if options.classes is not None:

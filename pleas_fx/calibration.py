@@ -43,6 +43,15 @@ class Batches:
         """How many examples there are in all batches."""
         return sum(len(batch[0]) for batch in self.batches)
 
+    def every(self, step: int, first: int = 0) -> Batches:
+        """Every ``step``-th example of each batch, from the ``first`` on; no empty batches."""
+        found = [
+            (tuple(t[first::step] for t in batch), owner)
+            for batch, owner in zip(self.batches, self.owners, strict=True)
+            if len(batch[0]) > first
+        ]
+        return Batches(tuple(b for b, _ in found), tuple(owner for _, owner in found))
+
 
 def collect(
     data: object,

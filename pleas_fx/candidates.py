@@ -132,7 +132,7 @@ def _together(
     targets = (everyone, mean) if tagged else (everyone,)
     answered: list[list[Answers]] = [[] for _ in targets]
     for half in halves:
-        trial = _trial(everyone)
+        trial = copied(everyone)
         for own, candidate in zip(answered, targets, strict=True):
             fit(replace(trial, owned=candidate.owned), half.fitted, candidate is mean)
             own.append(_answers(trial, half))
@@ -168,13 +168,13 @@ def _alone(best: Tried, judges: Judges, decide: Decide, fit: FitOn) -> Iterator[
 def _tried(candidate: Candidate, judges: Judges, fit: FitOn) -> Tried:
     answered = []
     for half in judges.halves:
-        trial = _trial(candidate)
+        trial = copied(candidate)
         fit(trial, half.fitted, False)
         answered.append(_answers(trial, half))
     return Tried(candidate, tuple(answered))
 
 
-def _trial(candidate: Candidate) -> Candidate:
+def copied(candidate: Candidate) -> Candidate:
     """A copy to be fitted."""
     plan, rewritten = candidate.planned
     copied = replace(rewritten, module=copy.deepcopy(rewritten.module))
@@ -208,7 +208,7 @@ def _noted(
 def _halves(programs: Sequence[Program], data: Batches, made: Batches | None) -> list[Half]:
     """Fit on one half and judge on the other, both ways; empty where there is only one image."""
     step = max(2, data.examples // ENOUGH)
-    parts = [_every(data, first, step) for first in (0, 1)]
+    parts = [data.every(step, first) for first in (0, 1)]
     if not all(part.batches for part in parts):
         return []
     halves = []
@@ -218,12 +218,3 @@ def _halves(programs: Sequence[Program], data: Batches, made: Batches | None) ->
         mean = owners_answers(each, (None,) * len(judged.owners))
         halves.append(Half(combined(fitted, made) or fitted, judged, each, owners, mean))
     return halves
-
-
-def _every(data: Batches, first: int, step: int) -> Batches:
-    batches, owners = [], []
-    for batch, owner in zip(data.batches, data.owners, strict=True):
-        if len(batch[0]) > first:
-            batches.append(tuple(t[first::step] for t in batch))
-            owners.append(owner)
-    return Batches(tuple(batches), tuple(owners))

@@ -56,6 +56,13 @@ Synthetic = Annotated[
         min=0,
     ),
 ]
+Trials = Annotated[
+    int | None,
+    typer.Option(
+        help="Other plans to fit whole and choose from; more take longer, and may be better.",
+        min=0,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same network.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -114,6 +121,7 @@ def plan(
     method: Method = None,
     seed: Seed = None,
     synthetic: Synthetic = None,
+    trials: Trials = None,
     device: Device = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -143,6 +151,7 @@ def merge(
     method: Method = None,
     seed: Seed = None,
     synthetic: Synthetic = None,
+    trials: Trials = None,
     out: Annotated[str | None, typer.Option(help="The folder to write; out/merged.")] = None,
     device: Device = None,
     as_json: AsJson = False,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -14,46 +13,33 @@ from passes._answers import answering
 from passes._lockstep import Store
 from passes._rows import Settings
 from passes._targets import Targets
-from passes.compare import compare
 from passes.fit import Fitted, fit
 from passes.fit_published import fit_published
-from passes.groups import Groups, groups
-from passes.lower import lower
 from passes.match import identity_matching, match_activations, match_weights
 from passes.observe import Statistics, observe, planned_groups, unseen
-from passes.plan import ALL_APART, MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, menu
-from passes.probe import joined, probe
+from passes.plan import ALL_APART, MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, Menu, menu
+from passes.probe import joined
 from passes.recalibrate import recalibrate
 from passes.rewrite import Mismatch, Rewritten
-from passes.trace import trace
-from passes.verify import verify
 from pleas_fx.budget import plan_for
 from pleas_fx.calibration import Batches
-from pleas_fx.candidates import Candidate, choose
+from pleas_fx.candidates import Candidate, choose, copied
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
+from pleas_fx.contest import IMAGES, Emphasis, affordable, contest, takes_part
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
-from pleas_fx.emphasis import Emphasis, affordable, balanced, described, takes_part
-from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, PleasError
-from pleas_fx.heads import given_lanes, head_nodes, in_matched_order, output_groups
-from pleas_fx.ir import GroupId, Lane, Matching, Plan, Program, Report, Symmetry
+from pleas_fx.errors import PleasError
+from pleas_fx.heads import head_nodes, in_matched_order, output_groups
+from pleas_fx.ir import GroupId, Matching, Plan, Report, Symmetry
 from pleas_fx.owners import attributed
+from pleas_fx.prepare import Prepared, prepare, refusals
 from pleas_fx.request import Clock, Options
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
 FITTED = ("pleas", "side-by-side")  # by passes/fit
 UNFITTED = Fitted((), 0, math.nan)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The sources, analysed: everything that doesn't depend on a budget or on data."""
-
-    programs: tuple[Program, ...]
-    symmetries: tuple[Symmetry, ...]
-    given: Mapping[GroupId, tuple[Lane, ...]]
-    whole: tuple[frozenset[GroupId], ...]
+ONCE = Emphasis()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,73 +50,6 @@ class Compiled:
     plan: Plan
     report: Report
     symmetry: Symmetry
-
-
-def prepare(
-    models: Sequence[nn.Module], inputs: tuple[Tensor, ...], options: Options, clock: Clock
-) -> Prepared:
-    """Trace, compare, analyse, and find out which widths the graph allows.
-
-    Raises:
-        TraceError, IncompatibleModelsError, SourceError, OptionError, GraphError
-    """
-    if len(models) < 2:
-        raise OptionError(f"a merge needs at least two models, {len(models)} given")
-    with clock.time("trace"):
-        programs = tuple(lower(trace(model, inputs)) for model in models)
-        compare(programs, same_outputs=options.heads == "shared")
-    with clock.time("groups"):
-        symmetries = _symmetries(programs)
-    with clock.time("probe"), _refusals():
-        given = given_lanes(programs, symmetries, options.heads, options.classes)
-        whole = probe(programs, symmetries, given, heads=options.heads)
-    with clock.time("verify"):
-        apart = given_lanes(programs, symmetries, "separate", None)
-        if not verify(programs, symmetries, apart, inputs) <= 1:
-            raise GraphError(
-                "side by side in one graph, the sources don't compute what they do alone: an "
-                "operator is followed wrongly. Please report this network; until then, make the "
-                "modules that rearrange channels leaves of the trace"
-            )
-    gc.collect()  # graphs are cycles: the networks that were tried would stay for long
-    return Prepared(programs, symmetries, given, whole)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """A refusal that no wider set of groups settles is the user's to know."""
-    try:
-        yield
-    except Mismatch as refusal:
-        raise GraphError(
-            f"node {refusal.node} can't be rewritten ({refusal.why}); make the module that it "
-            "comes from a leaf of the trace, or leave it out of the merge"
-        ) from refusal
-
-
-def _symmetries(programs: Sequence[Program]) -> tuple[Symmetry, ...]:
-    """One analysis, unless the sources' outputs differ in size."""
-    first = Groups().run(programs[0])
-    found = [first]
-    for number, program in enumerate(programs[1:], start=1):
-        if _sizes(program) == _sizes(programs[0]):
-            found.append(first)
-            continue
-        own = groups(program)
-        if _outline(own) != _outline(first):
-            raise IncompatibleModelsError(
-                f"source {number} has other permutation groups than source 0"
-            )
-        found.append(own)
-    return tuple(found)
-
-
-def _sizes(program: Program) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(t.shape) for key, t in program.module.state_dict().items()}
-
-
-def _outline(symmetry: Symmetry) -> list[tuple[int, tuple[object, ...]]]:
-    return [(g.id, g.axes) for g in (*symmetry.groups, *symmetry.fixed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +137,7 @@ def plan_only(
     chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
     if _varies(prepared, chosen, data, inputs, options):
         fitting = Fitting(prepared, observed, everything, options, clock)
-        chosen, _ = contested(fitting.run(chosen), fitting, inputs)
+        chosen, _ = contested(chosen, fitting, inputs)
     return chosen.planned[0]
 
 
@@ -239,13 +158,16 @@ def decide(
     clock: Clock,
     *,
     alone: int | None = None,
-    emphasis: Emphasis = (),
+    emphasis: Emphasis = ONCE,
+    menus: dict[tuple[float, ...], Menu] | None = None,
 ) -> tuple[Plan, Rewritten]:
     """A plan within the budget and the network it gives; ``alone``: of one source only.
 
     Where the graph refuses a plan, the groups at that place become whole and planning repeats.
+    ``menus``: of earlier plans from the same statistics, by the emphasis on sources; added to.
     """
-    whole, choices = prepared.whole, None
+    menus = {} if menus is None else menus
+    whole, choices = prepared.whole, menus.get(emphasis.sources)
     given = in_matched_order(prepared.given, prepared.symmetries[0], observed.matching)
     while True:
         with clock.time("plan"):
@@ -259,20 +181,21 @@ def decide(
                 widest=options.budget.width or math.inf,
                 known=choices,
                 alone=alone,
-                emphasis=emphasis,
+                emphasis=emphasis.sources,
             )
+            menus[emphasis.sources] = choices
             try:
                 return plan_for(
                     prepared.programs,
                     prepared.symmetries,
-                    choices,
+                    replace(choices, weights=emphasis.groups),
                     options.budget,
                     inputs,
                     heads=options.heads,
                     method=options.method,
                 )
             except Mismatch as refusal:
-                with _refusals():
+                with refusals():
                     whole = joined(whole, refusal, given)
 
 
@@ -338,29 +261,74 @@ class Fitting:
                 self.targets,
             )
 
+    def on_some(self, store: Store) -> Fitting:
+        """The same, on as many images as tell plans apart; itself where there are no more."""
+        assert self.data is not None
+        step = self.data.examples // (IMAGES * len(self.prepared.programs))
+        if step < 2:
+            return self
+        some = self.data.every(step)
+        targets = _targets(self.prepared, some, self.options, store)
+        return replace(self, data=some, targets=targets)
+
 
 def contested(
-    first: tuple[Candidate, Fitted], fitting: Fitting, inputs: tuple[Tensor, ...]
-) -> tuple[Candidate, Fitted]:
-    """What is left least of: ``first``, or plans with other emphasis on the sources."""
-    prepared, chosen = fitting.prepared, first[0]
+    chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...]
+) -> tuple[Candidate, Fitted | None]:
+    """What is left least of: ``chosen``, or plans with other emphasis; fitted, if on all images."""
+    with closing(Store()) as store:
+        trials = Trials(chosen, fitting, fitting.on_some(store), inputs, {})
+        best, result = contest(
+            trials.fitted(chosen),
+            len(fitting.prepared.programs),
+            trials.groups,
+            trials.attempt,
+            lambda found: found[1].left,
+            seed=fitting.options.seed,
+            trials=fitting.options.trials,
+        )
+    return best, result if trials.some is fitting else None
 
-    def attempt(emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What a contest of plans takes: ``some`` images to fit to, and menus to choose from."""
+
+    chosen: Candidate
+    fitting: Fitting
+    some: Fitting
+    inputs: tuple[Tensor, ...]
+    menus: dict[tuple[float, ...], Menu]
+
+    @property
+    def groups(self) -> list[GroupId]:
+        """Those that a plan decides about."""
+        prepared = self.fitting.prepared
+        found = planned_groups(prepared.symmetries[0])
+        return [g.id for g in found if g.id not in prepared.given]
+
+    def fitted(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
+        """Itself, fitted on some images; in place where these are all there are."""
+        tried = candidate if self.some is self.fitting else copied(candidate)
+        return candidate, self.some.run(tried)[1]
+
+    def attempt(self, emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
+        """With another plan; None where this graph, or this budget, leaves no such network."""
+        own = self.fitting
         try:
             plan, rewritten = decide(
-                prepared,
-                fitting.observed,
-                inputs,
-                fitting.options,
-                fitting.clock,
+                own.prepared,
+                own.observed,
+                self.inputs,
+                own.options,
+                own.clock,
                 emphasis=emphasis,
+                menus=self.menus,
             )
-        except PleasError:  # this graph, or this budget, leaves no such network
+        except PleasError:
             return None
-        note = "; ".join(filter(None, (chosen.planned[0].note, described(emphasis))))
-        return fitting.run(replace(chosen, planned=(replace(plan, note=note), rewritten)))
-
-    return balanced(first, len(prepared.programs), attempt, lambda found: found[1].left)
+        note = "; ".join(filter(None, (self.chosen.planned[0].note, str(emphasis))))
+        return self.fitted(replace(self.chosen, planned=(replace(plan, note=note), rewritten)))
 
 
 def _varies(
@@ -370,15 +338,17 @@ def _varies(
     inputs: tuple[Tensor, ...],
     options: Options,
 ) -> bool:
-    """Whether other emphasis is tried: it costs a plan and a fit each, and takes true images."""
+    """Whether other plans are tried: it costs a plan and a fit each, and takes true images."""
     sources = len(prepared.programs)
-    if data is None or not options.contests(sources):
+    if data is None or options.trials == 0 or not options.contests(sources):
         return False
     if len(takes_part(chosen.planned[0])) < sources:
         return False
+    if options.trials is not None:
+        return True
     flops = sum(count(p.module, inputs).flops for p in prepared.programs)
     widths = [g.size for g in planned_groups(prepared.symmetries[0])]
-    return affordable(flops, data.examples, widths)
+    return affordable(flops, min(data.examples, IMAGES * sources), widths)
 
 
 def _same_outputs(prepared: Prepared) -> bool:
@@ -403,10 +373,10 @@ def compile_models(
         observed = look(prepared, everything, options, clock, targets)
         chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
-        found = fitting.run(chosen)
+        fitted = None
         if _varies(prepared, chosen, data, inputs, options):
-            found = contested(found, fitting, inputs)
-    chosen, fitted = found
+            chosen, fitted = contested(chosen, fitting, inputs)
+        fitted = fitted or fitting.run(chosen)[1]
     plan, rewritten = chosen.planned
     rewritten.module.requires_grad_(True)
     report = Report(

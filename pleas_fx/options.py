@@ -44,13 +44,15 @@ def allocate(
     rows: Sequence[Sequence[int]],
     budget: float,
     shape: tuple[int, int],
+    weights: Sequence[float] | None = None,
 ) -> tuple[list[int], float]:
     """Choose an option a decision: least total error with ``model.total`` within ``budget``.
 
     Lagrangian coordinate descent from several starts, then greedy use of what is left. Returns
     the choices and the cost. When even the cheapest choices exceed the budget they are returned.
+    ``weights``: what every decision's error is multiplied by; None: 1.
     """
-    solver = _Solver(decisions, model, rows, shape)
+    solver = _Solver(decisions, model, rows, shape, weights or [1.0] * len(decisions))
     return solver.solve(budget)
 
 
@@ -61,11 +63,15 @@ class _Solver:
         model: CostModel,
         rows: Sequence[Sequence[int]],
         shape: tuple[int, int],
+        weights: Sequence[float],
     ) -> None:
         self.decisions, self.model, self.rows = decisions, model, rows
         self.shape = shape
         # Squares: one badly served layer spoils what all others keep (docs/decisions).
-        self.errors = [np.array([o.error for o in d.options]) ** 2 for d in decisions]
+        self.errors = [
+            (weight * np.array([o.error for o in d.options])) ** 2
+            for d, weight in zip(decisions, weights, strict=True)
+        ]
         self.lanes = [np.stack([o.lanes for o in d.options]) for d in decisions]
 
     def x(self, choice: Sequence[int]) -> FloatArray:

@@ -16,8 +16,9 @@ import pleas_fx as pf
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
 from pleas_fx.candidates import Candidate, Half, Judges, Tried
-from pleas_fx.compiler import Compiled, compile_models, decide, look, prepare
+from pleas_fx.compiler import Compiled, compile_models, decide, look
 from pleas_fx.ir import Plan
+from pleas_fx.prepare import prepare
 from pleas_fx.request import Clock, Options
 from tests.merging import NAMES, calibration, doubled, outputs, precise, worst
 from tests.networks import NETWORKS

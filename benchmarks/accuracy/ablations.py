@@ -32,14 +32,15 @@ from passes import fit as fitting
 from passes._rows import Rows, mean_rows
 from passes.match import match_weights
 from passes.rewrite import Rewritten, Site, rewrite
-from pleas_fx import budget, compiler
+from pleas_fx import budget, compiler, contest
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
-from pleas_fx.compiler import Prepared, compile_models
+from pleas_fx.compiler import compile_models
 from pleas_fx.errors import PleasError
 from pleas_fx.extract import Runner
 from pleas_fx.heads import given_lanes
 from pleas_fx.ir import Lane, Matching, Plan, everyone
+from pleas_fx.prepare import Prepared
 from pleas_fx.request import Clock, Options
 from pleas_fx.unfold import rows_at
 
@@ -106,6 +107,18 @@ def _shrinkage(value: float) -> Variation:
         f"planner's shrinkage {value:g} (default {_problems.SHRINKAGE:g})",
         module=_problems,
         constant="SHRINKAGE",
+        value=value,
+    )
+
+
+def _spread(value: float) -> Variation:
+    """As in the default otherwise: contested."""
+    return Variation(
+        f"spread-{value:g}",
+        f"plans contested, weights of groups drawn with {value:g} (default {contest.SPREAD:g})",
+        lambda options: replace(options, contest=True),
+        module=contest,
+        constant="SPREAD",
         value=value,
     )
 
@@ -214,14 +227,17 @@ def _added(node: fx.Node) -> fx.Node | None:
 _ALL = (
     Variation("default", "all sources take part"),
     _option("contest", "candidates judged, plans contested (the default)", contest=True),
-    Variation(
-        "one-plan",
-        "candidates judged, one plan",
-        lambda options: replace(options, contest=True),
-        module=compiler,
-        constant="_varies",
-        value=lambda *_: False,
+    _option("one-plan", "candidates judged, one plan", contest=True, trials=0),
+    *(
+        _option(
+            f"trials-{n}",
+            f"plans contested, {n} weights of groups (default 16)",
+            contest=True,
+            trials=n,
+        )
+        for n in (4, 64)
     ),
+    *(_spread(v) for v in (0.4, 1.6)),
     Variation(
         "nobodys",
         "candidates judged, plans contested, images without an owner stay nobody's",
@@ -322,7 +338,7 @@ def page(records: Sequence[Record]) -> str:
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
         f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). All rows "
-        "but the second to fourth keep all sources and one plan, and differ in one thing. Made by "
+        "but the second to eighth keep all sources and one plan, and differ in one thing. Made by "
         "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows) + NOT_VARIED
     )
 

@@ -31,9 +31,10 @@ from passes.plan import Constraints, menu
 from pleas_fx import compiler
 from pleas_fx.budget import Budget, cost_model
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import compile_models, look, prepare
+from pleas_fx.compiler import compile_models, look
 from pleas_fx.errors import PleasError
 from pleas_fx.options import Decision, allocate
+from pleas_fx.prepare import prepare
 from pleas_fx.request import Clock, Options
 
 mpl.use("agg")

@@ -26,7 +26,7 @@ DATA_FREE = "no calibration data: what the sources' batch norms keep, or weights
 def given(typed: Mapping[str, Any]) -> Recipe:
     """The part of a recipe that is on the command line; ``typed`` are a command's arguments."""
     data = typed.get("calibration") or None
-    named = ("samples", "synthetic", *BUDGETS, "heads", "method", "seed", "out")
+    named = ("samples", "synthetic", "trials", *BUDGETS, "heads", "method", "seed", "out")
     return Recipe(
         calibration=data[0] if data is not None and len(data) == 1 else data and tuple(data),
         mean=numbers(typed.get("mean"), "mean"),

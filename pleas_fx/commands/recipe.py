@@ -26,6 +26,7 @@ class Recipe:
     std: tuple[float, ...] | None = None
     samples: int | None = None
     synthetic: int | None = None  # inputs made for every source
+    trials: int | None = None  # other plans that are fitted
     input: tuple[Shape, ...] = ()
     width: float | None = None
     flops: float | None = None
@@ -47,7 +48,7 @@ class Recipe:
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of ``merge`` and ``plan`` that are set."""
-        names = (*BUDGETS, "heads", "classes", "method", "seed", "synthetic")
+        names = (*BUDGETS, "heads", "classes", "method", "seed", "synthetic", "trials")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def origin(self) -> dict[str, RecipeValue]:
@@ -191,6 +192,7 @@ READERS: dict[str, Any] = {
     "calibration": _calibration,
     "samples": _whole,
     "synthetic": _whole,
+    "trials": _whole,
     "input": _shapes,
     **dict.fromkeys(("width", "flops", "params", "latency"), _number),
     "widths": _widths,
