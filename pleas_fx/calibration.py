@@ -52,6 +52,22 @@ class Batches:
         ]
         return Batches(tuple(b for b, _ in found), tuple(owner for _, owner in found))
 
+    def joined(self, most: int) -> Batches:
+        """Neighbours of one owner in one batch, of ``most`` examples if they were smaller."""
+        runs: list[list[int]] = []
+        for k, (batch, owner) in enumerate(zip(self.batches, self.owners, strict=True)):
+            run = runs[-1] if runs and self.owners[runs[-1][0]] == owner else []
+            if not run or sum(len(self.batches[j][0]) for j in run) + len(batch[0]) > most:
+                runs.append(run := [])
+            run.append(k)
+        return Batches(
+            tuple(
+                tuple(torch.cat(same) for same in zip(*(self.batches[k] for k in run), strict=True))
+                for run in runs
+            ),
+            tuple(self.owners[run[0]] for run in runs),
+        )
+
 
 def collect(
     data: object,

@@ -267,7 +267,7 @@ class Fitting:
         step = self.data.examples // (IMAGES * len(self.prepared.programs))
         if step < 2:
             return self
-        some = self.data.every(step)
+        some = self.data.every(step).joined(IMAGES)
         targets = _targets(self.prepared, some, self.options, store)
         return replace(self, data=some, targets=targets)
 

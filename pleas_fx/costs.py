@@ -108,24 +108,20 @@ class CostModel:
         self.memberships = memberships
         self.meets = np.array([[float(bool(a & b)) for b in memberships] for a in memberships])
         self.background = unplanned
-        self.pairs: list[tuple[int, int, float]] = []
-        self.inside: list[tuple[int, float]] = []
+        self._pairs = np.zeros((self.unplanned + 1,) * 2)  # what making g costs a unit of reading h
+        self._own = np.zeros(self.unplanned + 1)
         for term in layer_terms:
             self._add(term, float(getattr(term, resource)))
-        pairs = np.array(self.pairs, dtype=float).reshape(-1, 3)
-        self._makes, self._reads = pairs[:, 0].astype(int), pairs[:, 1].astype(int)
-        self._weights = pairs[:, 2]
-        inside = np.array(self.inside, dtype=float).reshape(-1, 2)
-        self._own, self._own_weights = inside[:, 0].astype(int), inside[:, 1]
+        self._both = self._pairs + self._pairs.T
 
     def _add(self, term: Term, amount: float) -> None:
         for g, share in term.makes.items():
             made = self.row.get(g, self.unplanned)
             if term.reads is None:
-                self.inside.append((made, amount * share))
+                self._own[made] += amount * share
                 continue
             for h, part in term.reads.items():
-                self.pairs.append((made, self.row.get(h, self.unplanned), amount * share * part))
+                self._pairs[made, self.row.get(h, self.unplanned)] += amount * share * part
 
     def _full(self, x: FloatArray) -> FloatArray:
         return np.vstack([x, self.background])
@@ -134,16 +130,14 @@ class CostModel:
         """The cost of a whole network."""
         full = self._full(x)
         reading = full @ self.meets
-        pairs = (self._weights * (full[self._makes] * reading[self._reads]).sum(1)).sum()
-        return float(pairs + (self._own_weights * full[self._own].sum(1)).sum())
+        return float((full * (self._pairs @ reading)).sum() + self._own @ full.sum(1))
 
     def gradient(self, x: FloatArray) -> FloatArray:
         """Cost of one more unit of every lane, all else equal; (groups, memberships)."""
-        full = self._full(x)
-        reading = full @ self.meets
-        result = np.zeros_like(full)
-        weights = self._weights[:, None]
-        np.add.at(result, self._makes, weights * reading[self._reads])
-        np.add.at(result, self._reads, weights * reading[self._makes])
-        np.add.at(result, self._own, np.repeat(self._own_weights[:, None], full.shape[1], axis=1))
-        return result[:-1]
+        slopes = self._both @ (self._full(x) @ self.meets) + self._own[:, None]
+        return np.asarray(slopes[:-1])
+
+    def slope(self, x: FloatArray, rows: Sequence[int]) -> FloatArray:
+        """The sum of some rows of the gradient; (memberships,)."""
+        both = self._both[list(rows)].sum(0)
+        return np.asarray((both @ self._full(x)) @ self.meets + self._own[list(rows)].sum())

@@ -12,6 +12,7 @@ from pleas_fx.costs import CostModel
 from pleas_fx.ir import FloatArray, GroupId
 
 ROUNDING = 1e-9  # relative, of a sum of costs
+PRICES = 24  # halvings of the logarithm of a price: a millionth of it at last
 STEPS = 48  # points taken from one selection path
 
 
@@ -124,7 +125,7 @@ class _Solver:
         low, high = 1e-9, 1e6
         scale = max(self.model.total(self.x(start)), 1e-300)
         best: list[int] | None = None
-        for _ in range(36):
+        for _ in range(PRICES):
             middle = float(np.sqrt(low * high))
             choice = self._descend(start, middle / scale)
             if self.model.total(self.x(choice)) <= budget:
@@ -143,7 +144,7 @@ class _Solver:
             for d in range(len(self.decisions)):
                 if len(self.errors[d]) == 1:
                     continue
-                slope = self.model.gradient(x)[list(self.rows[d])].sum(0)
+                slope = self.model.slope(x, self.rows[d])
                 choice[d] = int(np.argmin(self.errors[d] + price * (self.lanes[d] @ slope)))
                 x[list(self.rows[d])] = self.lanes[d][choice[d]]
             if choice == before:

@@ -76,3 +76,18 @@ def test_a_budget_below_the_cheapest_choice_has_no_optimum() -> None:
     found, proven = optimum(decisions, model, ROWS, 0.9 * cheapest, SHAPE, SECONDS)
     assert np.isnan(found)
     assert not proven
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_slope_is_what_one_more_unit_costs(seed: int) -> None:
+    """By differences of costs; of several groups it is the sum of their rows."""
+    _, model = instance(seed)
+    rng = np.random.default_rng(seed)
+    x = rng.random(SHAPE)
+    for g in range(SHAPE[0]):
+        for lane in range(SHAPE[1]):
+            more = x.copy()
+            more[g, lane] += 1e-6
+            wanted = (model.total(more) - model.total(x)) / 1e-6
+            assert model.gradient(x)[g, lane] == pytest.approx(wanted, rel=1e-4)
+    assert np.allclose(model.slope(x, [0, 2]), model.gradient(x)[[0, 2]].sum(0))

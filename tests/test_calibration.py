@@ -237,3 +237,21 @@ def test_per_source_cannot_be_edited() -> None:
     assert isinstance(data.sources, tuple)
     with pytest.raises(AttributeError):
         data.sources = ()  # type: ignore[misc]
+
+
+def test_every_nth_and_joined_again() -> None:
+    """Owners stay with their images; joining stops at other owners and at the size asked for."""
+    images = torch.arange(14.0).reshape(14, 1)
+    cut = (images[:4], images[4:8], images[8:10], images[10:13], images[13:])
+    data = Batches(tuple((part,) for part in cut), (0, 0, 0, 1, 1))
+    thinned = data.every(2)
+    assert [batch[0].flatten().tolist() for batch in thinned.batches] == [
+        [0, 2], [4, 6], [8], [10, 12], [13],
+    ]  # fmt: skip
+    assert data.every(2, 1).owners == (0, 0, 0, 1)
+    joined = thinned.joined(4)
+    assert [batch[0].flatten().tolist() for batch in joined.batches] == [
+        [0, 2, 4, 6], [8], [10, 12, 13],
+    ]  # fmt: skip
+    assert joined.owners == (0, 0, 1)
+    assert [len(batch[0]) for batch in thinned.joined(1).batches] == [2, 2, 1, 2, 1]
