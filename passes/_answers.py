@@ -16,7 +16,7 @@ from torch import Tensor
 from passes._contractions import Job
 from passes._rows import Rows
 from passes.rewrite import Site
-from pleas_fx.algebra.softmax import fit_answers
+from pleas_fx.algebra.softmax import Answers, fit_answers
 from pleas_fx.ir import Program
 from pleas_fx.unfold import from_matrix, input_rows, to_matrix
 
@@ -36,7 +36,8 @@ def answer(rows: Rows, jobs: Sequence[Job]) -> dict[str, float]:
     """Start at the layers' weights, and write better ones where the targets are of classes.
 
     Returns, by the modules of those layers, the share of the information in the targets that is
-    left: their divergence from what is answered, relative to that from their mean.
+    left: their divergence from what is answered, relative to that from their mean. With several
+    folds, each is answered by a fit to the others.
     """
     left = {job.site.module: _answer(rows, job) for job in jobs}
     return {module: share for module, share in left.items() if share is not None}
@@ -72,12 +73,29 @@ def _answer(rows: Rows, job: Job) -> float | None:
         return None
     z = torch.cat([_inputs(rows, job.site, layer, k, len(at)) for k, at in sample.items()])
     wanted = logits.softmax(1)
-    found = fit_answers(z, wanted, prior[0], layer.bias, WEIGHT / len(z))
+    start = prior[0], layer.bias.detach().clone()
+    found = fit_answers(z, wanted, *start, WEIGHT / len(z))
     with torch.no_grad():
         layer.weight.copy_(from_matrix(layer, found.weight.unsqueeze(0), layer.weight))
         layer.bias.copy_(found.bias)
-    made = (z.double() @ found.weight.T + found.bias).log_softmax(1)
+    folds = rows.settings.folds
+    made = _unseen(z, wanted, start, folds) if folds > 1 else _logs(z, found)
     return _divergence(wanted, made) / max(_divergence(wanted, wanted.mean(0).log()), 1e-300)
+
+
+def _unseen(z: Tensor, wanted: Tensor, start: tuple[Tensor, Tensor], folds: int) -> Tensor:
+    """(images, outputs) logarithms of answers, each from a fit to the other folds."""
+    fold = torch.arange(len(z), device=z.device) % folds
+    made = torch.empty_like(wanted)
+    for f in range(folds):
+        own, others = fold == f, fold != f
+        weight = WEIGHT / max(int(others.sum()), 1)
+        made[own] = _logs(z[own], fit_answers(z[others], wanted[others], *start, weight))
+    return made
+
+
+def _logs(z: Tensor, found: Answers) -> Tensor:
+    return (z.double() @ found.weight.T + found.bias).log_softmax(1)
 
 
 def _divergence(wanted: Tensor, logs: Tensor) -> float:

@@ -28,6 +28,7 @@ class Settings:
     heads: frozenset[str]
     answering: frozenset[str] = frozenset()  # heads whose outputs are classes to choose from
     heads_only: bool = False  # all others are fitted already
+    folds: int = 1  # of images: above 1, what is left of the outputs is that of unseen ones
 
     def sampling(self, widest: float) -> Sampling:
         """The sample of the sources' values that layers so wide need."""

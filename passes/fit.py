@@ -193,7 +193,8 @@ class _Walk:
 
     def _note(self, site: Site, found: Solution, residual: float, status: str) -> None:
         if site.node in self.rows.settings.heads:
-            self.left.append(residual)
+            known = self.rows.settings.folds == 1 or status == "answers"
+            self.left.append(residual if known else _unseen(residual, found))
         self.layers.append(
             LayerFit(
                 site.module,
@@ -205,6 +206,12 @@ class _Walk:
                 status,
             )
         )
+
+
+def _unseen(residual: float, found: Solution) -> float:
+    """What least squares leave of other rows, about (generalised cross-validation)."""
+    share = found.weight.shape[-1] / max(found.rows, 1)
+    return min(residual / (1 - share) ** 2, 1.0) if share < 1 else 1.0
 
 
 def _fused_pairs(rewritten: Rewritten) -> dict[str, str]:

@@ -26,7 +26,7 @@ from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose, copied
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
-from pleas_fx.contest import IMAGES, Emphasis, affordable, contest, takes_part
+from pleas_fx.contest import FOLDS, IMAGES, Emphasis, affordable, contest, takes_part
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import PleasError
@@ -137,7 +137,7 @@ def plan_only(
     chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
     if _varies(prepared, chosen, data, inputs, options):
         fitting = Fitting(prepared, observed, everything, options, clock)
-        chosen, _ = contested(chosen, fitting, inputs)
+        chosen = contested(chosen, fitting, inputs)
     return chosen.planned[0]
 
 
@@ -248,6 +248,7 @@ class Fitting:
     options: Options
     clock: Clock
     targets: Targets | None = None
+    folds: int = 1
 
     def run(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
         """In place."""
@@ -259,26 +260,25 @@ class Fitting:
                 self.data,
                 self.options,
                 self.targets,
+                folds=self.folds,
             )
 
     def on_some(self, store: Store) -> Fitting:
-        """The same, on as many images as tell plans apart; itself where there are no more."""
+        """The same, on as many images as tell plans apart, judged by what wasn't fitted to."""
         assert self.data is not None
         step = self.data.examples // (IMAGES * len(self.prepared.programs))
         if step < 2:
-            return self
+            return replace(self, folds=FOLDS)
         some = self.data.every(step).joined(IMAGES)
         targets = _targets(self.prepared, some, self.options, store)
-        return replace(self, data=some, targets=targets)
+        return replace(self, data=some, targets=targets, folds=FOLDS)
 
 
-def contested(
-    chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...]
-) -> tuple[Candidate, Fitted | None]:
-    """What is left least of: ``chosen``, or plans with other emphasis; fitted, if on all images."""
+def contested(chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...]) -> Candidate:
+    """What leaves least: ``chosen``, or plans with other emphasis; not fitted."""
     with closing(Store()) as store:
         trials = Trials(chosen, fitting, fitting.on_some(store), inputs, {})
-        best, result = contest(
+        best, _ = contest(
             trials.fitted(chosen),
             len(fitting.prepared.programs),
             trials.groups,
@@ -287,7 +287,7 @@ def contested(
             seed=fitting.options.seed,
             trials=fitting.options.trials,
         )
-    return best, result if trials.some is fitting else None
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,9 +308,8 @@ class Trials:
         return [g.id for g in found if g.id not in prepared.given]
 
     def fitted(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
-        """Itself, fitted on some images; in place where these are all there are."""
-        tried = candidate if self.some is self.fitting else copied(candidate)
-        return candidate, self.some.run(tried)[1]
+        """Itself, and what fitting a copy of it gave."""
+        return candidate, self.some.run(copied(candidate))[1]
 
     def attempt(self, emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
         """With another plan; None where this graph, or this budget, leaves no such network."""
@@ -373,10 +372,9 @@ def compile_models(
         observed = look(prepared, everything, options, clock, targets)
         chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
-        fitted = None
         if _varies(prepared, chosen, data, inputs, options):
-            chosen, fitted = contested(chosen, fitting, inputs)
-        fitted = fitted or fitting.run(chosen)[1]
+            chosen = contested(chosen, fitting, inputs)
+        chosen, fitted = fitting.run(chosen)
     plan, rewritten = chosen.planned
     rewritten.module.requires_grad_(True)
     report = Report(
@@ -424,6 +422,7 @@ def _fit(
     options: Options,
     targets: Targets | None = None,
     heads_only: bool = False,
+    folds: int = 1,
 ) -> Fitted:
     rewritten = candidate.planned[1]
     if options.method == "average":
@@ -445,7 +444,7 @@ def _fit(
         )
         return Fitted(layers, 0, math.nan)
     owners = data.owners if candidate.owned else (None,) * len(data.owners)
-    settings = replace(_settings(prepared, owners, options), heads_only=heads_only)
+    settings = replace(_settings(prepared, owners, options), heads_only=heads_only, folds=folds)
     return fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
 
 

@@ -23,8 +23,9 @@ BETTER = 0.99  # of what was left before
 MOST = 8.0  # times as much as the other sources
 TRIALS = 16  # of other weights of the groups
 SPREAD = 0.8  # of the logarithm of a weight, from the best so far
-IMAGES = 256  # of a source, that trials are fitted to
-AFFORDABLE = 1e11  # FLOPs of all sources on these: a trial is several times that
+IMAGES = 512  # of a source, that trials are fitted to
+FOLDS = 2  # of these: outputs are judged by fits to the other folds
+AFFORDABLE = 2e11  # FLOPs of all sources on these: a trial is several times that
 WIDEST = 512  # channels of a group: wider ones take long to plan
 
 
