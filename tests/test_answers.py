@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 import pleas_fx as pf
 from fixtures.load import calibration, sources, test_set
-from passes._answers import classifies
+from passes import fit
+from passes._answers import WEIGHT, _divergence, _logs, _unseen, classifies
+from pleas_fx.algebra.ridge import Gram, solve
+from pleas_fx.algebra.softmax import fit_answers
 
 IMAGES, CLASSES = 400, 10
 
@@ -120,3 +124,34 @@ def test_layers_behind_which_something_follows_stay_as_they_are() -> None:
     result = merged([Probabilities(model) for model in sources()], 64)
     assert all(layer.status != "answers" for layer in result.report.layers)
     assert "answers" in heads_of(merged(list(sources()), 64))
+
+
+def test_what_is_left_of_answers_is_that_of_unseen_images() -> None:
+    """Answers that no feature tells: fitted images seem to be explained, others aren't."""
+    rng = torch.Generator().manual_seed(0)
+    z, logits = torch.randn(60, 40, generator=rng), 8 * torch.randn(60, 5, generator=rng)
+    wanted, start = logits.double().softmax(1), (torch.zeros(5, 40), torch.zeros(5))
+
+    def left(made: torch.Tensor) -> float:
+        return _divergence(wanted, made) / _divergence(wanted, wanted.mean(0).log())
+
+    seen = _logs(z, fit_answers(z, wanted, *start, WEIGHT / 60))
+    assert left(seen) < 0.3
+    assert left(_unseen(z, wanted, start, 2)) > 1
+
+
+def test_what_least_squares_leave_of_unseen_rows_is_estimated() -> None:
+    """From the rows and the unknowns; the control, the fitted rows' own residual, is too low."""
+    rng = torch.Generator().manual_seed(0)
+    z, weight = torch.randn(4000, 150, generator=rng), torch.randn(30, 150, generator=rng)
+    t = z @ weight.T + 12 * torch.randn(4000, 30, generator=rng)  # half of it noise
+    gram = Gram.zeros(150, 30, (), torch.device("cpu"))
+    gram.add(z[:300], t[:300])
+    found = solve(gram, torch.zeros(30, 150), torch.zeros(30), 1e-6)
+    made = z[300:].double() @ found.weight.T + found.bias
+    error, signal = (t[300:] - made).square().sum(), (t[300:] - t[300:].mean(0)).square().sum()
+    unseen = float(error / signal)
+    assert found.residual < 0.6 * unseen
+    assert fit._unseen(found.residual, found) == pytest.approx(unseen, rel=0.1)
+    few = replace(found, rows=150)
+    assert fit._unseen(found.residual, few) == 1.0
