@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pleas_fx import complement, contest
+from pleas_fx import compiler, complement, contest
 
 torch.set_num_threads(1)  # small networks gain nothing from more, and sums keep one order
 
@@ -31,10 +31,11 @@ AS_SHIPPED = {"FEW": complement.FEW, "FOREIGN": complement.FOREIGN}
 def only_their_data() -> Iterator[None]:
     """Networks with random statistics take every data set for a foreign one: nothing is made.
 
-    Of plans few are tried: each is fitted whole.
+    Of plans few are tried, on few images: each is fitted whole.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(complement, "FEW", 0)
         patch.setattr(complement, "FOREIGN", float("inf"))
         patch.setattr(contest, "TRIALS", 1)
+        patch.setattr(compiler, "IMAGES", 128)
         yield
