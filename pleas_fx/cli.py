@@ -59,7 +59,7 @@ Synthetic = Annotated[
 Trials = Annotated[
     int | None,
     typer.Option(
-        help="Other plans to fit whole and choose from; more take longer, and may be better.",
+        help="Other plans to fit whole and choose from, 16 to 64 say: slower, and often better.",
         min=0,
     ),
 ]

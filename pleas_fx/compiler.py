@@ -26,7 +26,7 @@ from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose, copied
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
-from pleas_fx.contest import FOLDS, IMAGES, Emphasis, affordable, contest, takes_part
+from pleas_fx.contest import FEWEST, FOLDS, IMAGES, Emphasis, affordable, contest, takes_part
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import PleasError
@@ -135,9 +135,10 @@ def plan_only(
     data, everything = supply.data, supply.everything
     observed = look(prepared, everything, options, clock)
     chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
-    if _varies(prepared, chosen, data, inputs, options):
+    trials = _trials(prepared, chosen, data, inputs, options)
+    if trials is not None:
         fitting = Fitting(prepared, observed, everything, options, clock)
-        chosen = contested(chosen, fitting, inputs)
+        chosen = contested(chosen, fitting, inputs, trials)
     return chosen.planned[0]
 
 
@@ -264,7 +265,7 @@ class Fitting:
             )
 
     def on_some(self, store: Store) -> Fitting:
-        """The same, on as many images as tell plans apart, judged by what wasn't fitted to."""
+        """The same, on as many images as tell many plans apart, judged by unseen ones."""
         assert self.data is not None
         step = self.data.examples // (IMAGES * len(self.prepared.programs))
         if step < 2:
@@ -274,18 +275,21 @@ class Fitting:
         return replace(self, data=some, targets=targets, folds=FOLDS)
 
 
-def contested(chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...]) -> Candidate:
+def contested(
+    chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...], trials: int
+) -> Candidate:
     """What leaves least: ``chosen``, or plans with other emphasis; not fitted."""
     with closing(Store()) as store:
-        trials = Trials(chosen, fitting, fitting.on_some(store), inputs, {})
+        some = fitting.on_some(store) if trials else fitting
+        plans = Trials(chosen, fitting, some, inputs, {})
         best, _ = contest(
-            trials.fitted(chosen),
+            plans.fitted(chosen),
             len(fitting.prepared.programs),
-            trials.groups,
-            trials.attempt,
+            plans.groups,
+            plans.attempt,
             lambda found: found[1].left,
             seed=fitting.options.seed,
-            trials=fitting.options.trials,
+            trials=trials,
         )
     return best
 
@@ -330,24 +334,27 @@ class Trials:
         return self.fitted(replace(self.chosen, planned=(replace(plan, note=note), rewritten)))
 
 
-def _varies(
+def _trials(
     prepared: Prepared,
     chosen: Candidate,
     data: Batches | None,
     inputs: tuple[Tensor, ...],
     options: Options,
-) -> bool:
-    """Whether other plans are tried: it costs a plan and a fit each, and takes true images."""
+) -> int | None:
+    """How many weights of groups are tried, besides those of sources; None: no other plan at all.
+
+    Each costs a plan and a fit, and true images have to tell which one is best.
+    """
     sources = len(prepared.programs)
     if data is None or options.trials == 0 or not options.contests(sources):
-        return False
+        return None
     if len(takes_part(chosen.planned[0])) < sources:
-        return False
+        return None
     if options.trials is not None:
-        return True
+        return options.trials if data.examples >= FEWEST * sources else 0
     flops = sum(count(p.module, inputs).flops for p in prepared.programs)
     widths = [g.size for g in planned_groups(prepared.symmetries[0])]
-    return affordable(flops, min(data.examples, IMAGES * sources), widths)
+    return 0 if affordable(flops, data.examples, widths) else None
 
 
 def _same_outputs(prepared: Prepared) -> bool:
@@ -372,8 +379,9 @@ def compile_models(
         observed = look(prepared, everything, options, clock, targets)
         chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
-        if _varies(prepared, chosen, data, inputs, options):
-            chosen = contested(chosen, fitting, inputs)
+        trials = _trials(prepared, chosen, data, inputs, options)
+        if trials is not None:
+            chosen = contested(chosen, fitting, inputs, trials)
         chosen, fitted = fitting.run(chosen)
     plan, rewritten = chosen.planned
     rewritten.module.requires_grad_(True)

@@ -21,11 +21,11 @@ Outcome = TypeVar("Outcome")
 WORTH = 0.01  # unexplained share of the outputs below which nothing is tried
 BETTER = 0.99  # of what was left before
 MOST = 8.0  # times as much as the other sources
-TRIALS = 16  # of other weights of the groups
 SPREAD = 0.8  # of the logarithm of a weight, from the best so far
-IMAGES = 512  # of a source, that trials are fitted to
-FOLDS = 2  # of these: outputs are judged by fits to the other folds
-AFFORDABLE = 2e11  # FLOPs of all sources on these: a trial is several times that
+IMAGES = 512  # of a source, that many trials are fitted to
+FOLDS = 2  # of these: the best of many is judged by what its outputs weren't fitted to
+FEWEST = 64  # of a source: fewer tell nothing about many
+AFFORDABLE = 3e11  # FLOPs of all sources on all images: a fit is several times that
 WIDEST = 512  # channels of a group: wider ones take long to plan
 
 
@@ -66,19 +66,17 @@ def contest(
     left: Left[Outcome],
     *,
     seed: int,
-    trials: int | None = None,
+    trials: int,
 ) -> Outcome:
     """The outcome that leaves least; ``first``: with all errors counting once.
 
-    ``trials`` of other weights of the groups; None: as many as are usual.
+    Sources are weighed one by one, then groups in ``trials`` drawn at random.
     """
     if not left(first) > WORTH:
         return first
     emphasis, best = _of_sources(first, sources, attempt, left)
     rng = np.random.default_rng(seed)
-    return _of_groups(
-        emphasis, best, groups, attempt, left, rng, TRIALS if trials is None else trials
-    )
+    return _of_groups(emphasis, best, groups, attempt, left, rng, trials)
 
 
 def _of_sources(

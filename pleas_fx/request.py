@@ -24,7 +24,7 @@ class Options:
     rows_per_unknown: int = 8
     synthetic: int | None = None  # inputs made for every source; None: as the data are
     contest: bool = True  # whether other plans are tried (pleas_fx/candidates, pleas_fx/contest)
-    trials: int | None = None  # of other plans, fitted whole; None: as many as are quick
+    trials: int | None = None  # of other weights of groups; None: only sources, where that is quick
 
     def contests(self, sources: int) -> bool:
         """Whether plans may compete: for a share of a resource that not all sources fit in."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pleas_fx import compiler, complement, contest
+from pleas_fx import complement
 
 torch.set_num_threads(1)  # small networks gain nothing from more, and sums keep one order
 
@@ -29,13 +29,8 @@ AS_SHIPPED = {"FEW": complement.FEW, "FOREIGN": complement.FOREIGN}
 
 @pytest.fixture(autouse=True, scope="session")
 def only_their_data() -> Iterator[None]:
-    """Networks with random statistics take every data set for a foreign one: nothing is made.
-
-    Of plans few are tried, on few images: each is fitted whole.
-    """
+    """Networks with random statistics take every data set for a foreign one: nothing is made."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(complement, "FEW", 0)
         patch.setattr(complement, "FOREIGN", float("inf"))
-        patch.setattr(contest, "TRIALS", 1)
-        patch.setattr(compiler, "IMAGES", 128)
         yield

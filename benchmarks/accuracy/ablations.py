@@ -115,8 +115,8 @@ def _spread(value: float) -> Variation:
     """As in the default otherwise: contested."""
     return Variation(
         f"spread-{value:g}",
-        f"plans contested, weights of groups drawn with {value:g} (default {contest.SPREAD:g})",
-        lambda options: replace(options, contest=True),
+        f"plans contested, 16 weights of groups, spread {value:g} (default {contest.SPREAD:g})",
+        lambda options: replace(options, contest=True, trials=16),
         module=contest,
         constant="SPREAD",
         value=value,
@@ -231,11 +231,11 @@ _ALL = (
     *(
         _option(
             f"trials-{n}",
-            f"plans contested, {n} weights of groups (default 16)",
+            f"plans contested, {n} weights of groups (default 0)",
             contest=True,
             trials=n,
         )
-        for n in (4, 64)
+        for n in (16, 64)
     ),
     *(_spread(v) for v in (0.4, 1.6)),
     Variation(

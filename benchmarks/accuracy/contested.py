@@ -69,7 +69,7 @@ def plans(
         mock.patch.object(compiler, "contest", everyone),
         mock.patch.object(compiler, "contested", watched),
     ):
-        pf.merge(models, data, progress=False, **options)
+        pf.merge(models, data, progress=False, trials=PLANS, **options)
     return found
 
 

@@ -95,7 +95,7 @@ _ALL = (
         version=2,
     ),
     Method("one-source", "one source, thinned", _one_source, FEW, True, same=True, version=2),
-    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=5),
+    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=4),
 )
 METHODS = {method.name: method for method in _ALL}
 REFERENCES = {
