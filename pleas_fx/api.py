@@ -81,8 +81,8 @@ def merge(
             as many as are needed (all of them without data; some where images are few or unlike
             the training data, and making them is quick); 0: none. The report says what was made.
         trials: plans to fit whole and choose from, with other weights of groups' errors, for a
-            budget of flops, params or latency; each takes about a third of a merge. None: only
-            each source counts more in turn, where that is quick; 0: one plan.
+            budget of flops, params or latency: a plan and a fit each. None: only every source
+            counts more in turn, where that is quick; 0: one plan.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, one source alone may be judged better
             than all of them, and the mean a better target than the owner; of small networks
