@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pleas_fx as pf
 from passes.rewrite import Mismatch
-from pleas_fx import compiler
+from pleas_fx import prepare
 from tests.merging import clone
 from tests.networks import NETWORKS
 
@@ -186,7 +186,7 @@ def test_a_place_that_cannot_be_rewritten_is_named(monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise Mismatch((), "layer_3", "an operator needs all channels")
 
-    monkeypatch.setattr(compiler, "probe", refuse)
+    monkeypatch.setattr(prepare, "probe", refuse)
     with pytest.raises(pf.GraphError, match="layer_3 can't be rewritten"):
         pf.merge(pair(), good(), width=1.0, progress=False)
 
