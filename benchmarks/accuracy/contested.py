@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--data", type=Path, default=None)
     asked = parser.parse_args()
-    store = Store(asked.folder, asked.data or asked.folder / "data")
+    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
     torch.set_num_threads(1)
     for name, budget in SETTINGS:
         for seed in SEEDS:

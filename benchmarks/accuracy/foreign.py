@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--architecture", default="resnet-narrow")
     given = parser.parse_args()
-    store = Store(given.folder, given.folder / "data")
+    store = Store(given.folder / "networks", given.folder / "data")
     for name in NAMES:
         scenario = SCENARIOS[name]
         model = sources(scenario, given.architecture, 0, store)[0].eval()

@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     given_folder = parser.parse_args().folder
-    for line in lines(Store(given_folder, given_folder / "data")):
+    for line in lines(Store(given_folder / "networks", given_folder / "data")):
         print(line, flush=True)
 
 
