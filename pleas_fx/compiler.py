@@ -138,7 +138,7 @@ def plan_only(
     trials = _trials(prepared, chosen, data, inputs, options)
     if trials is not None:
         fitting = Fitting(prepared, observed, everything, options, clock)
-        chosen = contested(chosen, fitting, inputs, trials)
+        chosen, _ = contested(chosen, fitting, inputs, trials)
     return chosen.planned[0]
 
 
@@ -277,12 +277,12 @@ class Fitting:
 
 def contested(
     chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...], trials: int
-) -> Candidate:
-    """What leaves least: ``chosen``, or plans with other emphasis; not fitted."""
+) -> tuple[Candidate, Fitted]:
+    """What leaves least, fitted: ``chosen``, or a plan with other emphasis."""
     with closing(Store()) as store:
         some = fitting.on_some(store) if trials else fitting
         plans = Trials(chosen, fitting, some, inputs, {})
-        best, _ = contest(
+        best = contest(
             plans.fitted(chosen),
             len(fitting.prepared.programs),
             plans.groups,
@@ -291,7 +291,7 @@ def contested(
             seed=fitting.options.seed,
             trials=trials,
         )
-    return best
+    return best if some is fitting else fitting.run(best[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +312,9 @@ class Trials:
         return [g.id for g in found if g.id not in prepared.given]
 
     def fitted(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
-        """Itself, and what fitting a copy of it gave."""
-        return candidate, self.some.run(copied(candidate))[1]
+        """Itself, and what fitting it gave; a copy of it, where that isn't the last word."""
+        tried = candidate if self.some is self.fitting else copied(candidate)
+        return candidate, self.some.run(tried)[1]
 
     def attempt(self, emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
         """With another plan; None where this graph, or this budget, leaves no such network."""
@@ -380,9 +381,9 @@ def compile_models(
         chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
         trials = _trials(prepared, chosen, data, inputs, options)
-        if trials is not None:
-            chosen = contested(chosen, fitting, inputs, trials)
-        chosen, fitted = fitting.run(chosen)
+        chosen, fitted = (
+            fitting.run(chosen) if trials is None else contested(chosen, fitting, inputs, trials)
+        )
     plan, rewritten = chosen.planned
     rewritten.module.requires_grad_(True)
     report = Report(

@@ -12,7 +12,7 @@ from pleas_fx.costs import CostModel
 from pleas_fx.ir import FloatArray, GroupId
 
 ROUNDING = 1e-9  # relative, of a sum of costs
-PRICES = 24  # halvings of the logarithm of a price: a millionth of it at last
+HALVINGS = 24  # of the logarithm of a price: a millionth of it at last
 STEPS = 48  # points taken from one selection path
 
 
@@ -125,7 +125,7 @@ class _Solver:
         low, high = 1e-9, 1e6
         scale = max(self.model.total(self.x(start)), 1e-300)
         best: list[int] | None = None
-        for _ in range(PRICES):
+        for _ in range(HALVINGS):
             middle = float(np.sqrt(low * high))
             choice = self._descend(start, middle / scale)
             if self.model.total(self.x(choice)) <= budget:

@@ -193,6 +193,22 @@ def test_trials_are_fitted_to_some_images_and_the_best_to_all(
     assert len(seen) >= 1 + 2 + 2 + 1  # equal, each source, two of groups, and the best
 
 
+@pytest.mark.parametrize(("images", "trials", "drawn"), [(64, 5, 5), (63, 5, 0), (64, None, 0)])
+def test_groups_are_drawn_on_request_and_where_images_tell(
+    monkeypatch: pytest.MonkeyPatch, images: int, trials: int | None, drawn: int
+) -> None:
+    """At least 64 of each source."""
+    asked: list[int] = []
+
+    def watched(first: object, *_: object, trials: int, **__: object) -> object:
+        asked.append(trials)
+        return first
+
+    monkeypatch.setattr(compiler, "contest", watched)
+    merged(images, trials=trials)
+    assert asked == [drawn]
+
+
 def test_more_trials_leave_less() -> None:
     """On the images that are fitted to, at the same cost; and two runs agree to the bit."""
     one, more, again = (merged(64, flops=0.25, trials=n) for n in (0, 8, 8))

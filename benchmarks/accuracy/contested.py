@@ -53,7 +53,7 @@ def plans(
     fittings: list[compiler.Fitting] = []
     contested = compiler.contested
 
-    def watched(chosen: Candidate, fitting: compiler.Fitting, *rest: Any) -> Candidate:
+    def watched(chosen: Candidate, fitting: compiler.Fitting, *rest: Any) -> Any:
         fittings.append(fitting)
         return contested(chosen, fitting, *rest)
 
