@@ -1,7 +1,7 @@
 """Bring a program to the few forms that later passes know.
 
-What depends on parameters alone (weight standardisation, reparametrisation) is computed once;
-functional layers whose parameters are then constants become modules.
+What depends on parameters alone (weight standardisation, reparametrisation, their sizes) is
+computed once; functional layers whose parameters are then constants become modules.
 """
 
 from __future__ import annotations
@@ -77,8 +77,26 @@ def _fold(module: fx.GraphModule) -> None:
             values[node] = _compute(module, node, values)
     for node, value in values.items():
         outside = [user for user in node.users if user not in values]
-        if node.op != "get_attr" and outside and isinstance(value, Tensor):
+        if node.op == "get_attr" or not outside:
+            continue
+        if isinstance(value, Tensor):
             _replace(module, node, value, outside)
+        elif _is_size(value):
+            _write(node, value, outside)
+
+
+def _write(node: fx.Node, literal: Any, users: list[fx.Node]) -> None:
+    for user in users:
+        user.args, user.kwargs = fx.node.map_arg(
+            (user.args, user.kwargs), lambda n: literal if n is node else n
+        )
+
+
+def _is_size(value: Any) -> bool:
+    """Numbers only: a literal dtype or device would hold the network where it is."""
+    if isinstance(value, tuple):
+        return all(map(_is_size, value))
+    return isinstance(value, int | float)
 
 
 def _known(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:

@@ -35,6 +35,7 @@ from torchvision.models.vgg import make_layers
 
 from tests import attention_networks as attention
 from tests import block_networks as blocks
+from tests import computed_networks as computed
 from tests import small_networks as small
 from tests import token_networks
 from tests.randomise import seeded
@@ -232,7 +233,8 @@ _ALL = (
     _network("instance_norm_statistics", _plain(_INSTANCE_STATISTICS, _relu), _SMALL),
     _network("prelu", _plain(nn.BatchNorm2d, nn.PReLU), _SMALL),
     _network("layer_norm", small.ChannelsLastNet, _SMALL),
-    _network("weight_standardised", small.StandardisedNet, _SMALL),
+    _network("weight_standardised", computed.StandardisedNet, _SMALL),
+    _network("same_padding", computed.SameNet, _SMALL),
     # channels moved, tied, split and gated
     _network("flatten", small.FlattenNet, _SMALL),
     _network("unet", partial(small.UNet, transposed=False), (2, 3, 16, 16)),
@@ -283,6 +285,6 @@ BATCHNORM_CNNS = frozenset(
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
-    linear_attention detector two_inputs patch_transform""".split()
+    linear_attention detector two_inputs patch_transform same_padding""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

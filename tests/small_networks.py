@@ -387,31 +387,6 @@ class SlidingAttention(nn.Module):
         return x * self.conv(means).sigmoid().view(x.shape[0], -1, 1, 1)
 
 
-class StandardisedConv(nn.Conv2d):
-    """A convolution whose filters are brought to mean 0 and variance 1 on every call."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-5)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-
-class StandardisedNet(nn.Module):
-    """Weight standardisation with GroupNorm, as in BiT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = StandardisedConv(3, 6, 3, padding=1)
-        self.norm1 = nn.GroupNorm(3, 6)
-        self.conv2 = StandardisedConv(6, 9, 3, padding=1)
-        self.norm2 = nn.GroupNorm(3, 9)
-        self.fc = nn.Linear(9, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        return self.fc(pooled(F.relu(self.norm2(self.conv2(x)))))
-
-
 class ChannelsLastNet(nn.Module):
     """LayerNorm over channels and linear layers on permuted feature maps, with a layer scale."""
 

@@ -15,6 +15,7 @@ from passes.lower import lower
 from passes.trace import trace
 from pleas_fx.errors import TraceError
 from tests.attention_networks import LeafNet
+from tests.computed_networks import SameNet
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
@@ -409,6 +410,17 @@ def test_scripted_modules_are_refused_by_name() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), torch.jit.script(nn.ReLU()))
     with pytest.raises(TraceError, match="module 1 is TorchScript"):
         trace(model, INPUTS)
+
+
+def test_sizes_of_parameters_become_numbers() -> None:
+    """What only asks for a kernel's size doesn't keep the kernel in the graph, to be merged."""
+    program = trace(SameNet().eval(), (torch.zeros(1, 3, 8, 8),))
+    assert program.module.graph.find_nodes(op="get_attr")
+    lowered = lower(program)
+    assert not lowered.module.graph.find_nodes(op="get_attr")
+    assert {n for n, p in lowered.module.named_parameters() if p.dim() == 4} == {
+        *("stem.0.weight", "conv2d_layer.weight", "pointwise.0.weight", "conv2d_1_layer.weight")
+    }
 
 
 class TestCopies:

@@ -1,0 +1,62 @@
+"""Convolutions that compute something from their own weights, or their sizes, on every call."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.small_networks import CLASSES, pooled
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose filters are brought to mean 0 and variance 1 on every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-5)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class StandardisedNet(nn.Module):
+    """Weight standardisation with GroupNorm, as in BiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = StandardisedConv(3, 6, 3, padding=1)
+        self.norm1 = nn.GroupNorm(3, 6)
+        self.conv2 = StandardisedConv(6, 9, 3, padding=1)
+        self.norm2 = nn.GroupNorm(3, 9)
+        self.fc = nn.Linear(9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        return self.fc(pooled(F.relu(self.norm2(self.conv2(x)))))
+
+
+class SameConv(nn.Conv2d):
+    """A convolution that pads as TensorFlow does: by its own kernel's size and the image's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self._missing(x, 0), self._missing(x, 1)
+        x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+    def _missing(self, x: Tensor, dim: int) -> int:
+        outputs = (x.shape[2 + dim] + self.stride[dim] - 1) // self.stride[dim]
+        return (outputs - 1) * self.stride[dim] + self.weight.shape[2 + dim] - x.shape[2 + dim]
+
+
+class SameNet(nn.Module):
+    """Two branches whose sizes agree only if every kernel is what it was, as in NASNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.depthwise = SameConv(6, 6, 7, stride=2, groups=6)
+        self.pointwise = nn.Sequential(nn.Conv2d(6, 9, 1), nn.BatchNorm2d(9))
+        self.other = nn.Sequential(SameConv(6, 9, 5, stride=2), nn.BatchNorm2d(9))
+        self.fc = nn.Linear(9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.fc(pooled(F.relu(self.pointwise(self.depthwise(x)) + self.other(x))))
