@@ -35,6 +35,11 @@ class Facts:
         """How many labels there are; classes are numbered below that."""
         return len(self.classes)
 
+    @property
+    def padded(self) -> IntArray:
+        """``classes``, and -1 at its end: what label -1, which is none, looks up."""
+        return np.append(self.classes, -1)
+
     def labels(self) -> dict[int, IntArray]:
         """Every array of labels that values carry, by its identity."""
         return {id(c): c for coordinates in self.values.values() for c in coordinates}
@@ -54,10 +59,10 @@ class Grouping:
 
 def collapses(facts: Facts) -> bool:
     """Whether ties made labels equal that were told apart when they met an operator."""
-    classes = facts.classes
+    classes, padded = facts.classes, facts.padded
     for labels in facts.labels().values():
         if sum(n > 1 for n in labels.shape) > 1:
-            collapsed = _collapsed(np.where(labels >= 0, classes[labels], -1))
+            collapsed = _collapsed(padded[labels])
             if collapsed.shape != labels.shape:
                 return True
     for children, parents in facts.nests:
@@ -291,14 +296,9 @@ class _Builder:
         return first[units]
 
     def _finish(self, movable: list[Group], fixed: list[Group]) -> Grouping:
-        axes = {
-            axis: np.where(labels >= 0, self.classes[labels], -1)
-            for axis, labels in self.facts.axes.items()
-        }
-        settled = {
-            number: _collapsed(np.where(c >= 0, self.classes[c], -1))
-            for number, c in self.facts.labels().items()
-        }
+        padded = self.facts.padded
+        axes = {axis: padded[labels] for axis, labels in self.facts.axes.items()}
+        settled = {number: _collapsed(padded[c]) for number, c in self.facts.labels().items()}
         values = {  # one class everywhere tells no channels apart
             node: tuple(settled[id(c)] for c in coordinates if settled[id(c)].size > 1)
             for node, coordinates in self.facts.values.items()

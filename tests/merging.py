@@ -31,6 +31,12 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         return [t for t in tree_leaves(model(*inputs)) if isinstance(t, Tensor)]
 
 
+def of_images(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Every output, computed in batches whose activations stay in a processor's cache."""
+    parts = [outputs(model, (batch,)) for batch in images.split(50)]
+    return tuple(torch.cat(own) for own in zip(*parts, strict=True))
+
+
 def worst(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest relative error (norm over norm) of any output."""
     pairs = zip(found, expected, strict=True)

@@ -16,6 +16,7 @@ from passes import fit
 from passes._answers import WEIGHT, _divergence, _logs, _unseen, classifies
 from pleas_fx.algebra.ridge import Gram, solve
 from pleas_fx.algebra.softmax import fit_answers
+from tests.merging import of_images
 
 IMAGES, CLASSES = 400, 10
 
@@ -72,9 +73,9 @@ def merged(models: list[nn.Module], count: int = 320, **options: object) -> pf.M
 def divergence(result: pf.MergeResult) -> float:
     """Of the answers' probabilities from the sources', on test images."""
     images = test_set()[0][:1000]
-    with torch.no_grad():
-        pairs = zip(result.model(images), (m(images) for m in sources()), strict=True)
-        logs = [(own.log_softmax(1), found.log_softmax(1)) for found, own in pairs]
+    own_outputs = (of_images(model, images)[0] for model in sources())
+    pairs = zip(of_images(result.model, images), own_outputs, strict=True)
+    logs = [(own.log_softmax(1), found.log_softmax(1)) for found, own in pairs]
     return float(sum((own.exp() * (own - found)).sum(1).mean() for own, found in logs))
 
 

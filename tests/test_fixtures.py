@@ -10,6 +10,7 @@ from torch import Tensor
 
 import pleas_fx as pf
 from fixtures.load import calibration, sources, test_set
+from tests.merging import of_images
 
 HALF = 5  # classes of a source
 NOISE = 0.01  # two standard errors of an accuracy on 4,000 images, and then some
@@ -41,9 +42,8 @@ def task_average(outputs: tuple[Tensor, Tensor]) -> float:
 @cache
 def ensemble() -> tuple[Tensor, Tensor]:
     """The sources' own outputs."""
-    a, b = sources()
-    with torch.no_grad():
-        return a(images()[0]), b(images()[0])
+    (first,), (second,) = (of_images(model, images()[0]) for model in sources())
+    return first, second
 
 
 @cache
@@ -52,8 +52,8 @@ def merged(method: str, resource: str, budget: float) -> tuple[Tensor, Tensor]:
     a, b = sources()
     data = torch.cat(some())[torch.randperm(640, generator=torch.Generator().manual_seed(0))]
     result = pf.merge([a, b], data, method=method, progress=False, **{resource: budget})  # type: ignore[arg-type]
-    with torch.no_grad():
-        return result.model(images()[0])
+    first, second = of_images(result.model, images()[0])
+    return first, second
 
 
 def test_full_width_is_the_ensemble() -> None:
@@ -91,8 +91,7 @@ def test_a_joint_head_with_owners_beats_the_joint_ensemble() -> None:
     a, b = sources()
     result = pf.merge([a, b], pf.PerSource(list(some())), flops=1.0, heads="joint", progress=False)
     inputs, labels = images()
-    with torch.no_grad():
-        found = float((result.model(inputs).argmax(1) == labels).float().mean())
+    found = float((of_images(result.model, inputs)[0].argmax(1) == labels).float().mean())
     alone = float((torch.cat(ensemble(), 1).argmax(1) == labels).float().mean())
     assert result.report.merged.flops <= result.report.sources[0].flops * 1.000001
     assert found > alone + 0.06
@@ -108,8 +107,7 @@ def test_a_joint_head_answers_as_owners_do(monkeypatch: pytest.MonkeyPatch) -> N
     def right() -> Tensor:
         data = pf.PerSource(list(some()))
         result = pf.merge(list(sources()), data, flops=0.5, heads="joint", trials=0, progress=False)
-        with torch.no_grad():
-            return result.model(inputs).argmax(1) == labels
+        return of_images(result.model, inputs)[0].argmax(1) == labels
 
     answered = right()
     monkeypatch.setattr("passes.fit.answer", lambda *_: {})

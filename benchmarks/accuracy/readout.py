@@ -25,7 +25,7 @@ from pleas_fx.algebra.softmax import fit_answers
 
 NAME = "disjoint-joint"
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # the best is shown: an upper bound
-CHUNK = 500
+CHUNK = 50
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
