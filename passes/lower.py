@@ -68,21 +68,29 @@ def _drop_unread(module: fx.GraphModule) -> None:
 
 
 def _fold(module: fx.GraphModule) -> None:
-    """Replace what only parameters go into by its value."""
+    """Replace what only parameters go into by its value: tensors, and what comes of sizes."""
     values: dict[fx.Node, Any] = {}
+    sizes: set[fx.Node] = set()
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             values[node] = attribute(module, str(node.target))
         elif node.op in ("call_function", "call_method") and _known(node, values):
             values[node] = _compute(module, node, values)
+            if _asks_size(node) or sizes.issuperset(node.all_input_nodes):
+                sizes.add(node)
     for node, value in values.items():
         outside = [user for user in node.users if user not in values]
-        if node.op == "get_attr" or not outside:
-            continue
-        if isinstance(value, Tensor):
+        if node.op != "get_attr" and outside and isinstance(value, Tensor):
             _replace(module, node, value, outside)
-        elif _is_size(value):
+        elif node in sizes:
             _write(node, value, outside)
+
+
+def _asks_size(node: fx.Node) -> bool:
+    """The same number in all sources; what a parameter holds isn't."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    return node.target is getattr and node.args[1] in ("shape", "ndim")
 
 
 def _write(node: fx.Node, literal: Any, users: list[fx.Node]) -> None:
@@ -90,13 +98,6 @@ def _write(node: fx.Node, literal: Any, users: list[fx.Node]) -> None:
         user.args, user.kwargs = fx.node.map_arg(
             (user.args, user.kwargs), lambda n: literal if n is node else n
         )
-
-
-def _is_size(value: Any) -> bool:
-    """Numbers only: a literal dtype or device would hold the network where it is."""
-    if isinstance(value, tuple):
-        return all(map(_is_size, value))
-    return isinstance(value, int | float)
 
 
 def _known(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:

@@ -423,6 +423,23 @@ def test_sizes_of_parameters_become_numbers() -> None:
     }
 
 
+def test_what_parameters_hold_stays_theirs() -> None:
+    """A scale that is read as a number differs between sources; only sizes don't."""
+    program = trace(Scaled().eval(), (torch.zeros(1, 3),))
+    assert lower(program).module.graph.find_nodes(op="get_attr")
+
+
+class Scaled(nn.Module):
+    """Takes a number out of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(x, x, alpha=self.scale[0].item())
+
+
 class TestCopies:
     """Networks are large: parameters are copied once, when a model is traced."""
 
