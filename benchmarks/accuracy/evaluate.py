@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.accuracy.scenarios import Scenario
 from benchmarks.accuracy.tasks import Store, Task, relabelled, test_images
 
-CHUNK = 50  # activations stay in a processor's cache: a third of the time of 500
+CHUNK = 50  # their activations stay in a processor's cache
 Outputs = Sequence[Tensor]  # one (N, own classes) a source
 
 

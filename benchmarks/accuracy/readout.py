@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.accuracy.evaluate import Tests, accuracy, answers
+from benchmarks.accuracy.evaluate import CHUNK, Tests, accuracy, answers
 from benchmarks.accuracy.run import FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, ceiling, sources
@@ -25,7 +25,6 @@ from pleas_fx.algebra.softmax import fit_answers
 
 NAME = "disjoint-joint"
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # the best is shown: an upper bound
-CHUNK = 50
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
