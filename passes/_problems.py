@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from passes.observe import Point, Statistics
-from pleas_fx.algebra.moments import Moments, at_least_float32, square
-from pleas_fx.algebra.selection import Problem
+from passes.observe import Statistics
+from pleas_fx.algebra.moments import Moments, RowSums, add_square, at_least_float32
+from pleas_fx.algebra.selection import WIDE, Problem
 from pleas_fx.extract import extractor
 from pleas_fx.ir import Axis, Group, IntArray, Matching, Program, Symmetry
 from pleas_fx.rules.modules import contraction, is_depthwise
@@ -27,12 +27,16 @@ def problem(
     matching: Matching,
     family: Sequence[Group],
 ) -> Problem:
-    """The selection problem of a family: covariances in matched order, unit by unit."""
+    """The selection problem of a family: covariances in matched order, unit by unit.
+
+    In float32 where it is wide.
+    """
     sources = len(programs)
+    dtype = torch.float32 if sum(g.size for g in family) > WIDE else torch.float64
     blocks = family[0].blocks
     count = blocks.count if blocks else family[0].size
     parts = [
-        _group_problem(programs, symmetries, statistics, group, matching.partner[group.id])
+        _group_problem(programs, symmetries, statistics, group, matching.partner[group.id], dtype)
         for group in family
     ]
     if blocks is None:
@@ -69,27 +73,26 @@ def _group_problem(
     statistics: Statistics | None,
     group: Group,
     partner: IntArray,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     sources, n = partner.shape
-    seen = _points(statistics, group) if statistics is not None else ()
-    points = [p for p in seen if _varies(p.moments)]
+    points = list(_observed(statistics, group)) if statistics is not None else []
     if not points:
-        identity = torch.eye(n, dtype=torch.float64)
-        return _guess(sources, n), [identity] * sources
+        return _guess(sources, n).to(dtype), [torch.eye(n, dtype=dtype)] * sources
     places = torch.from_numpy(partner + n * np.arange(sources)[:, None])  # in the moments
-    covariance = torch.zeros(sources * n, sources * n, dtype=torch.float64)
+    covariance = torch.zeros(sources * n, sources * n, dtype=dtype)
     matched = torch.zeros(sources, sources, n, dtype=torch.float64)
-    weighting = [torch.zeros(n, n, dtype=torch.float64) for _ in range(sources)]
-    for point in points:
-        variance = point.moments.variance
-        share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(point.moments)
-        point.moments.add_covariance(covariance, kept / share)
-        matched += point.moments.covariances(places[:, None], places) / share
+    weighting = [torch.zeros(n, n, dtype=dtype) for _ in range(sources)]
+    for node, moments in points:
+        variance = moments.variance
+        share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(moments)
+        moments.add_covariance(covariance, kept / share)
+        matched += moments.covariances(places[:, None], places) / share
         for s in range(sources):
-            q = _read_weight(programs[s], symmetries[s], group, point.node)
+            q = _read_weight(programs[s], symmetries[s], group, node, dtype)
             own = slice(s * n, (s + 1) * n)
-            error = kept * point.moments.inner(q, own)
-            error += (1 - kept) * float(q.diagonal() @ variance[own])
+            error = kept * moments.inner(q, own)
+            error += (1 - kept) * float(q.diagonal().double() @ variance[own])
             weighting[s].add_(q, alpha=share / max(error, 1e-300))
     order = places.reshape(-1)
     covariance = covariance[order[:, None], order]
@@ -98,13 +101,13 @@ def _group_problem(
     return covariance, [q[o[:, None], o] for q, o in zip(weighting, own_order, strict=True)]
 
 
-def _varies(moments: Moments) -> bool:
+def _varies(moments: RowSums) -> bool:
     """Whether a place isn't the same on all inputs, up to rounding: it has a class token, say."""
     variance, square = float(moments.variance.sum()), float(moments.mean.square().sum())
     return variance > ROUNDING * (variance + square)
 
 
-def _shrinkage(moments: Moments) -> float:
+def _shrinkage(moments: RowSums) -> float:
     """How far covariances of channels that aren't matched are drawn to zero.
 
     From few rows other channels seem to say more about a channel than they do.
@@ -119,42 +122,45 @@ def _guess(sources: int, n: int) -> Tensor:
     return torch.kron(across, torch.eye(n, dtype=torch.float64))
 
 
-def _points(statistics: Statistics, group: Group) -> tuple[Point, ...]:
-    return statistics.read.get(group.id) or statistics.made.get(group.id, ())
+def _observed(statistics: Statistics, group: Group) -> Iterator[tuple[str, Moments]]:
+    """Places where a group is read, or else made, that aren't the same on all inputs."""
+    for point in statistics.read.get(group.id) or statistics.made.get(group.id, ()):
+        if isinstance(point.moments, Moments) and _varies(point.moments):
+            yield point.node, point.moments
 
 
-def _read_weight(program: Program, symmetry: Symmetry, group: Group, node: str) -> Tensor:
+def _read_weight(
+    program: Program, symmetry: Symmetry, group: Group, node: str, dtype: torch.dtype
+) -> Tensor:
     """(n, n): the sum over a node's consumers of WᵀW; the identity where it has none."""
-    total = torch.zeros(group.size, group.size, dtype=torch.float64)
+    total = torch.zeros(group.size, group.size, dtype=dtype)
     found = False
     target = next(n for n in program.module.graph.nodes if n.name == node)
     for user in target.users:
         if user.op != "call_module":
             continue
         module = program.module.get_submodule(str(user.target))
-        part = _module_weight(module, str(user.target), symmetry, group, node)
-        if part is not None:
-            total += part
+        for rows in _module_rows(module, str(user.target), symmetry, group):
+            add_square(total, rows)
             found = True
-    return total if found else torch.eye(group.size, dtype=torch.float64)
+    return total if found else torch.eye(group.size, dtype=dtype)
 
 
-def _module_weight(
-    module: torch.nn.Module, target: str, symmetry: Symmetry, group: Group, node: str
-) -> Tensor | None:
+def _module_rows(
+    module: torch.nn.Module, target: str, symmetry: Symmetry, group: Group
+) -> Iterator[Tensor]:
+    """(outputs, channels) weights that read the group, one for each occurrence."""
     entry = contraction(module)
     if entry is None or is_depthwise(module) or int(getattr(module, "groups", 1)) > 1:
-        return None
+        return
     classes = symmetry.layout.axes.get(Axis(f"{target}.weight", entry.in_dim))
     where = _extractor_index(symmetry, classes, group)
     if where is None:
-        return None
+        return
     weight = module.get_parameter("weight").detach().movedim(entry.in_dim, 0)
-    total = torch.zeros(group.size, group.size, dtype=torch.float64)
     for occurrence in where:
         rows = weight[torch.from_numpy(occurrence)].reshape(group.size, -1)
-        total += square(at_least_float32(rows).T)
-    return total
+        yield at_least_float32(rows).T
 
 
 def _extractor_index(symmetry: Symmetry, classes: IntArray | None, group: Group) -> IntArray | None:

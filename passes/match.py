@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -12,7 +12,8 @@ import torch
 from passes._by_weights import match_by_weights, weight_agreement
 from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.assignment import consistent
-from pleas_fx.algebra.moments import Moments, concordance, cross_correlation, varying
+from pleas_fx.algebra.moments import RowSums
+from pleas_fx.algebra.similarity import correlations, cross_correlation, similarities, varying
 from pleas_fx.ir import (
     BoolArray,
     FloatArray,
@@ -102,7 +103,7 @@ def match_activations(
     return Matching(partner, similarity)
 
 
-def _in_place(places: Sequence[Moments], size: int, sources: int) -> FloatArray:
+def _in_place(places: Sequence[RowSums], size: int, sources: int) -> FloatArray:
     """Mean over places and pairs of sources of the correlation of channels of the same number.
 
     Outputs may be ten thousands: not all pairs of channels at once.
@@ -119,15 +120,19 @@ def _in_place(places: Sequence[Moments], size: int, sources: int) -> FloatArray:
 class _Places:
     """Where a group was observed: mean similarities of two sources' channels, over all places."""
 
-    def __init__(self, moments: Sequence[Moments], size: int, sources: int) -> None:
+    def __init__(self, moments: Sequence[RowSums], size: int, sources: int) -> None:
         self.moments, self.size, self.sources = moments, size, sources
-        self.correlation = {
-            pair: self._mean(cross_correlation, *pair) for pair in combinations(range(sources), 2)
-        }
 
     def score(self, s: int, t: int) -> FloatArray:
         """Correlation, and for ties a little concordance."""
-        return self.correlation[s, t] + TIE * self._mean(concordance, s, t)
+        n = self.size
+        correlated, concordant = np.zeros((n, n)), np.zeros((n, n))
+        for moments in self.moments:
+            one, other = similarities(moments, self._own(s), self._own(t))
+            correlated += one.cpu().numpy()
+            concordant += other.cpu().numpy()
+        places = max(len(self.moments), 1)
+        return np.asarray(correlated / places + TIE * (concordant / places))
 
     def silent(self) -> BoolArray:
         """(sources, n): channels that vary nowhere."""
@@ -137,19 +142,17 @@ class _Places:
         return np.asarray(~varies.numpy().reshape(self.sources, self.size))
 
     def agreement(self, partner: IntArray) -> FloatArray:
-        """Mean over pairs of sources of the correlation of matched channels."""
-        found = [block[partner[s], partner[t]] for (s, t), block in self.correlation.items()]
+        """Mean over places and pairs of sources of the correlation of matched channels."""
+        places = torch.from_numpy(partner + self.size * np.arange(self.sources)[:, None])
+        found = [
+            correlations(moments, places[s], places[t]).cpu().numpy()
+            for s, t in combinations(range(self.sources), 2)
+            for moments in self.moments
+        ]
         return np.asarray(np.mean(found, axis=0))
 
-    def _mean(
-        self, measure: Callable[[Moments, slice, slice], torch.Tensor], s: int, t: int
-    ) -> FloatArray:
-        n = self.size
-        total = np.zeros((n, n))
-        for moments in self.moments:
-            block = measure(moments, slice(s * n, (s + 1) * n), slice(t * n, (t + 1) * n))
-            total += block.cpu().numpy()
-        return total / max(len(self.moments), 1)
+    def _own(self, source: int) -> slice:
+        return slice(source * self.size, (source + 1) * self.size)
 
 
 def match_weights(programs: Sequence[Program], symmetry: Symmetry) -> Matching:

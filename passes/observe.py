@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pleas_fx.algebra.moments import Moments, is_finite
+from pleas_fx.algebra.moments import Between, Moments, RowSums, is_finite
+from pleas_fx.algebra.selection import WIDE
 from pleas_fx.errors import CalibrationError
 from pleas_fx.extract import Extractor, Runner, extractor, positions
 from pleas_fx.ir import Group, GroupId, Program, Symmetry
@@ -34,7 +35,7 @@ class Point:
     """Joint sums over all sources of one group's channels at one node."""
 
     node: str
-    moments: Moments  # of (source 0's channels, source 1's channels, …)
+    moments: RowSums  # of (source 0's channels, source 1's channels, …)
     aligned: bool = True  # whether its rows are the same in all sources: no other channels
 
 
@@ -112,7 +113,7 @@ class _Sums:
         self.symmetry = symmetries[0]
         self.wanted = _wanted(programs[0], self.symmetry)
         self.extractors: dict[tuple[str, GroupId], list[Extractor]] = {}
-        self.moments: dict[tuple[str, GroupId], Moments] = {}
+        self.moments: dict[tuple[str, GroupId], RowSums] = {}
         self.quota: dict[tuple[str, GroupId], int] = {}
         sizes = {g.id: g.size for g in planned_groups(symmetries[0])}
         places = {
@@ -122,11 +123,20 @@ class _Sums:
             found = [extractor(s.layout, *key) for s in symmetries]
             if all(f is not None for f in found) and len({f.index.shape for f in found if f}) == 1:
                 self.extractors[key] = [f for f in found if f is not None]
-                size = sizes[key[1]]
-                self.moments[key] = Moments.zeros(size * self.sources)
-                total = rows_per_channel * self.sources * size // points + FEWEST_ROWS
+                total = rows_per_channel * self.sources * sizes[key[1]] // points + FEWEST_ROWS
                 times = self.extractors[key][0].index.shape[0]
                 self.quota[key] = -(-total // (batches * times))
+        self.moments = {key: self._empty(key, sizes[key[1]]) for key in self.extractors}
+
+    def _empty(self, key: tuple[str, GroupId], size: int) -> RowSums:
+        """Of all channels where plans are made from it, else what matching compares."""
+        node, group = key
+        if size <= WIDE:
+            return Moments.zeros(size * self.sources)
+        read = [n for n in self.wanted[0].get(group, ()) if (n, group) in self.extractors]
+        if read and node not in read:
+            return Between.zeros(size * self.sources, self.sources, dtype=torch.float32)
+        return Moments.zeros(size * self.sources, dtype=torch.float32)
 
     def add(
         self,

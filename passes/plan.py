@@ -16,7 +16,7 @@ import numpy as np
 from passes._problems import problem
 from passes.match import families
 from passes.observe import Statistics, planned_groups
-from pleas_fx.algebra.selection import MERGED, Path, Problem, select, select_all
+from pleas_fx.algebra.selection import MERGED, WIDE, Path, Problem, select, select_all
 from pleas_fx.costs import CostModel
 from pleas_fx.ir import (
     FloatArray,
@@ -41,7 +41,6 @@ PRICES = ((1.0, 1.0), (1.5, 1.0), (math.inf, 1.0), (1.0, math.inf))
 SINGLES_ONLY = ((math.inf, 1.0),)
 MERGED_ONLY = ((1.0, math.inf),)
 ALL_APART: tuple[tuple[float, float], ...] = ()  # nothing to choose: every channel is kept
-WIDE = 512  # channels beyond which one price of mixing is tried, in float32
 MIXABLE = 1024  # channels beyond which a group is all pairs or all singles
 SMALLEST = 2  # channels of a lane: a single channel carries no labels
 
@@ -255,8 +254,7 @@ class _Reader:
 
     def problem(self, family: Sequence[Group]) -> Problem:
         found = problem(self.programs, self.symmetries, self.statistics, self.matching, family)
-        found = replace(found, emphasis=self.emphasis)
-        return found.in_float32() if found.size > WIDE else found
+        return replace(found, emphasis=self.emphasis)
 
     def paths(
         self, family: Sequence[Group], prices: Sequence[tuple[float, float]], limit: int

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import Moments, concordance, correlation, cross_correlation, square
+from pleas_fx.algebra.moments import Between, Moments, square
+from pleas_fx.algebra.similarity import (
+    concordance,
+    correlation,
+    correlations,
+    cross_correlation,
+    similarities,
+)
 
 ROWS, SIZE = 210, 7
 TIGHT = ROWS * torch.finfo(torch.float64).eps  # rounding of a float64 sum of ROWS terms of order 1
@@ -129,7 +136,7 @@ def test_no_rows_give_zero_moments() -> None:
     empty = Moments.zeros(SIZE)
     assert not empty.mean.any()
     assert not empty.covariance.any()
-    assert not empty.correlation().any()
+    assert not correlation(empty.covariance).any()
 
 
 def test_dead_channels_correlate_with_nothing() -> None:
@@ -137,7 +144,7 @@ def test_dead_channels_correlate_with_nothing() -> None:
     rows = sample()
     rows[:, 2] = 0.0
     rows[:, 5] = 1234.5
-    found = streamed(rows, 4).correlation()
+    found = correlation(streamed(rows, 4).covariance)
     dead = torch.tensor([2, 5])
     assert not found[dead].any()
     assert not found[:, dead].any()
@@ -150,7 +157,7 @@ def test_a_weak_channel_is_not_dead() -> None:
     """Negative control: a channel a thousand times weaker than the rest still correlates."""
     rows = sample()
     rows[:, 2] *= 1e-3
-    found = streamed(rows, 4).correlation()
+    found = correlation(streamed(rows, 4).covariance)
     assert float(found[2, 2]) == pytest.approx(1.0, abs=1e-9)
     assert float(found[2].abs().sum()) > 1.1
 
@@ -197,7 +204,7 @@ def test_a_block_of_correlations_is_cut_from_all_of_them() -> None:
     """Rows and columns may be any two ranges."""
     moments = streamed(torch.randn(50, 7, dtype=torch.float64), 3)
     block = cross_correlation(moments, slice(1, 4), slice(2, 7))
-    assert distance(block, moments.correlation()[1:4, 2:7]) < TIGHT
+    assert distance(block, correlation(moments.covariance)[1:4, 2:7]) < TIGHT
 
 
 def test_concordance_tells_multiples_and_shifts_apart_where_correlation_cannot() -> None:
@@ -208,7 +215,7 @@ def test_concordance_tells_multiples_and_shifts_apart_where_correlation_cannot()
     found = concordance(moments, everything, everything)[0]
     assert abs(float(found[1]) - 1) < TIGHT
     assert float(found[2:].max()) < 0.7
-    assert float(moments.correlation()[0].min()) > 1 - TIGHT
+    assert float(correlation(moments.covariance)[0].min()) > 1 - TIGHT
 
 
 def test_concordance_of_constants_says_whether_they_are_equal() -> None:
@@ -247,6 +254,67 @@ def test_wide_squares_are_those_of_one_product() -> None:
     assert distance(found, rows.mT @ rows) < TIGHT
 
 
+PARTS = 3  # sources whose variables are compared
+APART = list(combinations(range(PARTS), 2))
+
+
+def compared(rows: Tensor, batches: int, dtype: torch.dtype = torch.float64) -> Between:
+    """Only products between parts, added in equal batches."""
+    found = Between.zeros(rows.shape[1], PARTS, dtype=dtype)
+    for part in rows.chunk(batches):
+        found.add(part)
+    return found
+
+
+def part(number: int, size: int) -> slice:
+    """The variables of one part."""
+    return slice(number * size, (number + 1) * size)
+
+
+@pytest.mark.parametrize("count", [10, 300])
+def test_what_is_kept_between_parts_is_what_all_products_say(count: int) -> None:
+    """Few rows and many: blocks, parts of them, variances and single entries."""
+    rows = torch.randn(count, 24 * PARTS, dtype=torch.float64) + 2.0
+    between, whole = compared(rows, 4), streamed(rows, 4)
+    assert distance(between.variance, whole.variance) < TIGHT
+    for s, t in APART:
+        own, other = part(s, 24), slice(t * 24 + 3, t * 24 + 20)
+        found, wanted = (similarities(m, own, other) for m in (between, whole))
+        assert all(distance(a, b) < TIGHT for a, b in zip(found, wanted, strict=True))
+        at = torch.arange(24) + s * 24, torch.randperm(24) + t * 24
+        assert distance(correlations(between, *at), correlations(whole, *at)) < TIGHT
+        left_out = compared(rows[:-2], 4)
+        assert distance(similarities(left_out, own, other)[0], wanted[0]) > 1e6 * TIGHT
+
+
+def test_entries_of_a_correlation_are_those_of_the_block() -> None:
+    """One for each pair of indices."""
+    moments = streamed(sample(), 3)
+    rows, columns = torch.tensor([0, 2, 1]), torch.tensor([6, 4, 5])
+    block = cross_correlation(moments, slice(0, SIZE), slice(0, SIZE))
+    assert distance(correlations(moments, rows, columns), block[rows, columns]) < TIGHT
+
+
+def test_sums_in_float32_are_as_exact_as_its_products() -> None:
+    """Far from zero too; a float32 matrix takes them up."""
+    rows = torch.randn(800, 12 * PARTS) + 100.0
+    whole = Moments.zeros(rows.shape[1], dtype=torch.float32)
+    for piece in rows.chunk(5):
+        whole.add(piece)
+    covariance = reference(rows)[1]
+    matrix = torch.zeros(covariance.shape)
+    whole.add_covariance(matrix, 2.0)
+    assert whole.square.dtype == torch.float32
+    assert distance(matrix.double(), 2 * covariance) < 10 * FLOAT32
+    assert distance(whole.variance, covariance.diagonal()) < 10 * FLOAT32
+    weighting = torch.eye(12)
+    trace = covariance[12:24, 12:24].trace()
+    assert whole.inner(weighting, part(1, 12)) == pytest.approx(float(trace), rel=1e-4)
+    found = similarities(compared(rows, 5, torch.float32), part(0, 12), part(2, 12))
+    wanted = similarities(streamed(rows.double(), 1), part(0, 12), part(2, 12))
+    assert all(distance(a, b) < 100 * FLOAT32 for a, b in zip(found, wanted, strict=True))
+
+
 WIDE = 60  # variables of which there are few rows
 
 
@@ -268,8 +336,8 @@ def test_few_rows_say_what_their_products_say() -> None:
     """Without the products of all pairs of variables."""
     few, settled = few_and_settled()
     left, right = torch.arange(8).view(2, 1, 4), torch.arange(10, 18).view(2, 4)
-    part = slice(20, 40)
-    weighting = settled.square[part, part].clone()
+    own = slice(20, 40)
+    weighting = settled.square[own, own].clone()
     matrices = [torch.eye(WIDE, dtype=torch.float64) for _ in range(2)]
     for moments, matrix in zip((few, settled), matrices, strict=True):
         moments.add_covariance(matrix, 0.3)
@@ -277,8 +345,8 @@ def test_few_rows_say_what_their_products_say() -> None:
     assert distance(few.variance, settled.variance) < TIGHT
     assert distance(few.covariances(left, right), settled.covariances(left, right)) < TIGHT
     assert few.covariances(left, right).shape == (2, 2, 4)
-    assert few.inner(weighting, part) == pytest.approx(settled.inner(weighting, part), rel=1e-12)
-    blocks = [concordance(m, part, slice(0, 20)) for m in (few, settled)]
+    assert few.inner(weighting, own) == pytest.approx(settled.inner(weighting, own), rel=1e-12)
+    blocks = [concordance(m, own, slice(0, 20)) for m in (few, settled)]
     assert distance(blocks[0], blocks[1]) < TIGHT
     assert few._square is None, "the products weren't made"
     assert distance(few.square, settled.square) < TIGHT

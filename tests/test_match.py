@@ -15,7 +15,8 @@ from passes.groups import groups
 from passes.match import identity_matching, match_activations
 from passes.observe import Point, observe
 from passes.trace import trace
-from pleas_fx.algebra.moments import Moments, cross_correlation
+from pleas_fx.algebra.moments import Between, Moments
+from pleas_fx.algebra.similarity import cross_correlation
 from pleas_fx.ir import Axis
 from tests.merging import outputs, worst
 from tests.networks import noise
@@ -123,3 +124,25 @@ def test_places_that_are_the_same_on_all_images_say_nothing() -> None:
     assert torch.equal(found.covariance, expected.covariance)
     assert all(map(torch.equal, found.weighting, expected.weighting))
     assert bool(torch.isfinite(found.covariance).all())
+
+
+def test_wide_groups_match_on_what_is_kept_between_the_sources() -> None:
+    """Where they are made only pairs of sources are compared; a planted permutation is found."""
+    stem = (nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten())
+    model = seeded(
+        lambda: nn.Sequential(*stem, nn.Linear(45, 600), nn.ReLU(), nn.Linear(600, 4)), 0
+    )
+    symmetry = pf.permutation_groups(model, INPUTS)
+    (group,) = (g for g in symmetry.groups if g.size == 600)
+    order = symmetry.random(1)
+    programs = [trace(m, INPUTS) for m in (model, symmetry.apply(model, order))]
+    many = noise((700, 3, 5, 5))
+    statistics = observe(programs, [symmetry] * 2, [many], seed=0)
+    (made,), (read,) = (kind[group.id] for kind in (statistics.made, statistics.read))
+    assert isinstance(made.moments, Between)
+    assert isinstance(read.moments, Moments)
+    found = match_activations(programs, symmetry, statistics)
+    partner = found.partner[group.id][1]
+    assert (order.order[group.id][partner] == np.arange(600)).all()
+    assert found.similarity[group.id].min() > 1 - 1e-5
+    assert found.similarity[group.id].max() < 1 + 1e-5

@@ -1,6 +1,10 @@
-"""Streamed first and second moments; sums add up across batches and processes."""
+"""Streamed first and second moments of rows."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -34,30 +38,24 @@ def add_square(total: Tensor, rows: Tensor) -> None:
         total[..., stop:, start:stop] = total[..., start:stop, stop:].mT
 
 
-class Moments:
-    """Count, sum and second moment of rows, relative to a shift that keeps float32 accurate.
+class RowSums(ABC):
+    """Count and sum of rows, relative to a shift that keeps float32 accurate.
 
-    Rows wait until they are many, a wide second moment costs more to add to than its rows; few rows
-    of many variables stay rows (``FEW``).
+    Which sums of products are kept is the subclass's. Rows wait until they are many, wide sums of
+    products cost more to add to than their rows; few rows of many variables stay rows (``FEW``).
     """
 
-    __slots__ = ("_rows", "_square", "count", "shift", "total")
+    __slots__ = ("_rows", "count", "dtype", "shift", "total")
 
     def __init__(
-        self, count: int, total: Tensor, square: Tensor | None, shift: Tensor | None = None
+        self, count: int, total: Tensor, shift: Tensor | None, dtype: torch.dtype = torch.float64
     ) -> None:
-        """``total`` (n,) and ``square`` (n, n), float64, relative to ``shift`` (n,)."""
-        self.count, self.total, self.shift = count, total, shift
-        self._square = square
+        """``total`` (n,), float64, relative to ``shift`` (n,); ``dtype`` of sums of products."""
+        self.count, self.total, self.shift, self.dtype = count, total, shift, dtype
         self._rows: list[Tensor] = []  # centred
 
-    @classmethod
-    def zeros(cls, size: int, device: torch.device | str = "cpu") -> Moments:
-        """Empty sums of ``size`` variables."""
-        return cls(0, torch.zeros(size, dtype=torch.float64, device=device), None)
-
     def add(self, rows: Tensor) -> None:
-        """Add rows (r, n): products in the rows' precision, sums in float64."""
+        """Add rows (r, n): products in the rows' precision."""
         if len(rows) == 0:
             return
         rows = at_least_float32(rows)
@@ -71,24 +69,68 @@ class Moments:
             self._settle()
 
     @property
+    def mean(self) -> Tensor:
+        """(n,) float64; zeros without rows."""
+        base = self.total / max(self.count, 1)
+        return base if self.shift is None else base + self.shift.double()
+
+    @property
+    def variance(self) -> Tensor:
+        """(n,) float64: the covariance of every variable with itself."""
+        base = self.total / max(self.count, 1)
+        few = self._few()
+        raw = self._squares() if few is None else few.square().sum(0, dtype=torch.float64)
+        return raw / max(self.count, 1) - base.square()
+
+    def products(self, rows: slice, columns: slice) -> Tensor:
+        """A block of the sums of products (float64), without the rest where rows are few."""
+        few = self._few()
+        if few is None:
+            return self._block(rows, columns).double()
+        return (few[:, rows].mT @ few[:, columns]).double()
+
+    def covariances(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Covariances at broadcast indices (float64)."""
+        count, few = max(self.count, 1), self._few()
+        raw = self._entries(rows, columns) if few is None else _paired(few, rows, columns)
+        return raw / count - self.total[rows] * self.total[columns] / count**2
+
+    @abstractmethod
+    def _sum_up(self, rows: Tensor) -> None:
+        """Add products of rows."""
+
+    @property
+    @abstractmethod
+    def _begun(self) -> bool:
+        """Whether there are sums of products, beside the rows that wait."""
+
+    @abstractmethod
+    def _squares(self) -> Tensor:
+        """(n,) float64: sums of squares, once no rows wait."""
+
+    @abstractmethod
+    def _block(self, rows: slice, columns: slice) -> Tensor:
+        """Sums of products, once no rows wait."""
+
+    @abstractmethod
+    def _entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Sums of products at broadcast indices, once no rows wait."""
+
+    @property
     def _waiting(self) -> int:
         return sum(len(rows) for rows in self._rows)
 
-    def _settle(self) -> Tensor:
-        """The second moment, with all rows in it."""
-        n = len(self.total)
-        if self._square is None:
-            self._square = self.total.new_zeros(n, n)
+    def _settle(self) -> None:
+        """Nothing waits any more."""
         if self._rows:
             waiting = torch.cat(self._rows)
             for start in range(0, len(waiting), CHUNK):
-                add_square(self._square, waiting[start : start + CHUNK])
+                self._sum_up(waiting[start : start + CHUNK])
             self._rows.clear()
-        return self._square
 
     def _few(self) -> Tensor | None:
-        """All rows, where they are few; else none, and :attr:`square` is up to date."""
-        if self._square is not None or self._waiting > FEW * len(self.total):
+        """All rows, where they are few; else none, and no rows wait."""
+        if self._begun or self._waiting > FEW * len(self.total):
             self._settle()
             return None
         if len(self._rows) != 1:
@@ -96,17 +138,59 @@ class Moments:
             self._rows = [torch.cat(self._rows) if self._rows else self.total.new_zeros(0, n)]
         return self._rows[0]
 
+
+class Moments(RowSums):
+    """All second moments of rows."""
+
+    __slots__ = ("_square",)
+
+    def __init__(
+        self,
+        count: int,
+        total: Tensor,
+        square: Tensor | None,
+        shift: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        """``total`` (n,) and ``square`` (n, n), relative to ``shift`` (n,)."""
+        super().__init__(count, total, shift, dtype)
+        self._square = square
+
+    @classmethod
+    def zeros(
+        cls, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> Moments:
+        """Empty sums of ``size`` variables."""
+        return cls(0, torch.zeros(size, dtype=torch.float64, device=device), None, dtype=dtype)
+
     @property
     def square(self) -> Tensor:
-        """(n, n) float64: the sum of products, relative to the shift."""
-        return self._settle()
+        """(n, n): the sum of products, relative to the shift."""
+        self._settle()
+        return self._sums
 
-    def products(self, rows: slice, columns: slice) -> Tensor:
-        """A block of :attr:`square`, without the rest where rows are few."""
-        few = self._few()
-        if few is None:
-            return self.square[rows, columns]
-        return (few[:, rows].mT @ few[:, columns]).double()
+    @property
+    def _sums(self) -> Tensor:
+        if self._square is None:
+            n = len(self.total)
+            self._square = self.total.new_zeros(n, n, dtype=self.dtype)
+        return self._square
+
+    def _sum_up(self, rows: Tensor) -> None:
+        add_square(self._sums, rows)
+
+    @property
+    def _begun(self) -> bool:
+        return self._square is not None
+
+    def _squares(self) -> Tensor:
+        return self.square.diagonal().double()
+
+    def _block(self, rows: slice, columns: slice) -> Tensor:
+        return self.square[rows, columns]
+
+    def _entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.square[rows, columns].double()
 
     def merge(self, other: Moments) -> None:
         """Add the sums of another accumulator (another batch, another process)."""
@@ -123,29 +207,11 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """The sums over both sets of rows."""
-        result = Moments(self.count, self.total.clone(), self.square.clone(), self.shift)
+        result = Moments(
+            self.count, self.total.clone(), self.square.clone(), self.shift, self.dtype
+        )
         result.merge(other)
         return result
-
-    @property
-    def mean(self) -> Tensor:
-        """(n,) float64; zeros without rows."""
-        base = self.total / max(self.count, 1)
-        return base if self.shift is None else base + self.shift.double()
-
-    @property
-    def variance(self) -> Tensor:
-        """(n,) float64: the diagonal of :attr:`covariance`."""
-        base = self.total / max(self.count, 1)
-        few = self._few()
-        raw = self.square.diagonal() if few is None else few.square().sum(0, dtype=torch.float64)
-        return raw / max(self.count, 1) - base.square()
-
-    def covariances(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Entries of :attr:`covariance` at broadcast indices."""
-        count, few = max(self.count, 1), self._few()
-        raw = self.square[rows, columns] if few is None else _paired(few, rows, columns)
-        return raw / count - self.total[rows] * self.total[columns] / count**2
 
     def add_covariance(self, matrix: Tensor, factor: float) -> None:
         """Add ``factor`` ≥ 0 times :attr:`covariance` to a symmetric matrix, in place."""
@@ -154,16 +220,19 @@ class Moments:
             matrix.add_(self.square, alpha=factor / count)
         else:
             add_square(matrix, few * (factor / count) ** 0.5)
-        matrix.addr_(self.total, self.total, alpha=-factor / count**2)
+        total = self.total.to(matrix)
+        matrix.addr_(total, total, alpha=-factor / count**2)
 
     def inner(self, weighting: Tensor, part: slice) -> float:
         """The sum over (k, k) entries of a weighting times the covariances of a part."""
-        count, base = max(self.count, 1), self.total[part] / max(self.count, 1)
+        count = max(self.count, 1)
+        base = (self.total[part] / count).to(weighting)
         few = self._few()
         if few is None:
-            raw = torch.dot(weighting.reshape(-1), self.square[part, part].reshape(-1))
+            own = self.square[part, part].reshape(-1)
+            raw = torch.dot(weighting.reshape(-1), own.to(weighting))
         else:
-            own = few[:, part].double()
+            own = few[:, part].to(weighting)
             raw = ((own @ weighting) * own).sum()
         return float(raw / count - base @ weighting @ base)
 
@@ -179,9 +248,71 @@ class Moments:
         """(n, n) float64: mean of x xᵀ, not centred."""
         return self.covariance + torch.outer(self.mean, self.mean)
 
-    def correlation(self, eps: float = 1e-12) -> Tensor:
-        """(n, n) float64; channels without variance correlate with nothing."""
-        return correlation(self.covariance, eps)
+
+class Between(RowSums):
+    """Second moments between variables of different parts (sources), and of each with itself.
+
+    A half of the work of :class:`Moments` for two parts, and a quarter of its memory.
+    """
+
+    __slots__ = ("_between", "_own", "parts")
+
+    def __init__(self, total: Tensor, parts: int, dtype: torch.dtype = torch.float64) -> None:
+        """``total``: zeros, a float64 vector of ``parts`` equally long parts."""
+        super().__init__(0, total, None, dtype)
+        self.parts = parts
+        self._own = torch.zeros_like(total)
+        self._between: dict[tuple[int, int], Tensor] = {}
+
+    @classmethod
+    def zeros(
+        cls,
+        size: int,
+        parts: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> Between:
+        """Empty sums of ``size`` variables in equally long parts."""
+        return cls(torch.zeros(size, dtype=torch.float64, device=device), parts, dtype)
+
+    @property
+    def _size(self) -> int:
+        return len(self.total) // self.parts
+
+    def _sum_up(self, rows: Tensor) -> None:
+        if not self._between:
+            empty = (self._size, self._size)
+            self._between = {
+                pair: self.total.new_zeros(empty, dtype=self.dtype) for pair in self._pairs()
+            }
+        self._own += rows.square().sum(0, dtype=torch.float64)
+        split = rows.split(self._size, 1)
+        for (s, t), total in self._between.items():
+            total += split[s].mT @ split[t]
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        return combinations(range(self.parts), 2)
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self._between)
+
+    def _squares(self) -> Tensor:
+        return self._own
+
+    def _block(self, rows: slice, columns: slice) -> Tensor:
+        (s, own), (t, other) = self._place(rows), self._place(columns)
+        return self._between[s, t][own, other]
+
+    def _place(self, part: slice) -> tuple[int, slice]:
+        s = part.start // self._size
+        start = s * self._size
+        return s, slice(part.start - start, part.stop - start)
+
+    def _entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        n = self._size
+        s, t = int(rows[0]) // n, int(columns[0]) // n
+        return self._between[s, t][rows - s * n, columns - t * n].double()
 
 
 def _paired(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -201,50 +332,3 @@ def at_least_float32(values: Tensor) -> Tensor:
 def is_finite(values: Tensor) -> bool:
     """Whether nothing is NaN or Inf; a sum says so in one pass, unless it overflows."""
     return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
-
-
-def correlation(covariance: Tensor, eps: float = 1e-12) -> Tensor:
-    """Pearson correlations of a covariance (n, n).
-
-    A variance below ``eps`` times the largest one counts as none: its correlations are zero.
-    """
-    variance = covariance.diagonal().clamp_min(0)
-    if not len(variance):
-        return covariance
-    inverse = torch.where(_varies(variance, eps), variance.clamp_min(1e-300).rsqrt(), 0.0)
-    return covariance * inverse[:, None] * inverse[None, :]
-
-
-def cross_correlation(moments: Moments, rows: slice, columns: slice, eps: float = 1e-12) -> Tensor:
-    """(rows, columns): a block of :func:`correlation`, without the rest."""
-    covariance, variance, _ = _block(moments, rows, columns)
-    inverse = torch.where(_varies(variance, eps), variance.clamp_min(1e-300).rsqrt(), 0.0)
-    return covariance * inverse[rows, None] * inverse[columns]
-
-
-def varying(moments: Moments, eps: float = 1e-12) -> Tensor:
-    """(n,): which variables have a correlation with others at all."""
-    return _varies(moments.variance.clamp_min(0), eps)
-
-
-def _varies(variance: Tensor, eps: float) -> Tensor:
-    return variance > eps * variance.max().clamp_min(1e-300)
-
-
-def concordance(moments: Moments, rows: slice, columns: slice) -> Tensor:
-    """(rows, columns): Lin's concordance, 1 only between equal variables (Lin, 1989).
-
-    2 cov / (var + var + (mean - mean)²); where neither varies, 1 for equal means, else 0.
-    """
-    covariance, variance, mean = _block(moments, rows, columns)
-    total = variance[rows, None] + variance[columns] + (mean[rows, None] - mean[columns]).square()
-    return torch.where(total > 0, 2 * covariance / total.clamp_min(1e-300), 1.0)
-
-
-def _block(moments: Moments, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Covariances of a block; variances and means of everything."""
-    n = max(moments.count, 1)
-    base = moments.total / n
-    variance = moments.variance.clamp_min(0)
-    covariance = moments.products(rows, columns) / n - torch.outer(base[rows], base[columns])
-    return covariance, variance, moments.mean

@@ -21,6 +21,7 @@ from pleas_fx.algebra.deflation import Residual, Start, Workspace, start
 from pleas_fx.ir import FloatArray, IntArray
 
 MERGED = -1
+WIDE = 512  # channels of one source beyond which float32 will do
 LEAST_GAIN = 1e-13  # relative error per price below which nothing more is chosen
 ROUNDINGS = 64  # of the covariance: smaller relative errors are none
 TIE = 1e-9  # scores this close, relatively, count as equal
@@ -49,7 +50,7 @@ class Problem:
     """``covariance`` (N·n, N·n) of all sources' channels, already in matched order.
 
     ``weighting[s]`` (n, n) is Q_s; ``unit`` channels in a row form one unit (a block);
-    ``emphasis``: how often every source's relative error counts. In float32
+    ``emphasis``: how often every source's relative error counts. In float32 (beyond ``WIDE``)
     a selection takes half the time, and errors below a few of its roundings are reported as none.
     """
 

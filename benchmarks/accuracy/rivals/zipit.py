@@ -18,7 +18,8 @@ from benchmarks.accuracy.rivals.aligned import Aligned, Request, align, set_tens
 from passes.observe import Statistics
 from passes.recalibrate import recalibrate
 from passes.rewrite import Site
-from pleas_fx.algebra.moments import correlation
+from pleas_fx.algebra.moments import Moments
+from pleas_fx.algebra.similarity import correlation
 from pleas_fx.ir import Axis, FloatArray, GroupId, IntArray, Layout
 from pleas_fx.permuting import occurrences
 
@@ -48,7 +49,8 @@ def zipped_groups(aligned: Aligned, observed: Statistics) -> dict[GroupId, Clust
         if group.blocks is not None or not points:
             found[group.id] = np.tile(np.arange(group.size), (sources, 1))
             continue
-        similarity = sum(correlation(p.moments.covariance) for p in points) / len(points)
+        whole = [p.moments for p in points if isinstance(p.moments, Moments)]  # narrow: all are
+        similarity = sum(correlation(moments.covariance) for moments in whole) / len(whole)
         found[group.id] = greedy(np.asarray(similarity), sources, group.size)
     return found
 
