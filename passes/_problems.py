@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from passes.observe import Statistics
-from pleas_fx.algebra.moments import Moments, RowSums, add_square, at_least_float32
+from pleas_fx.algebra.moments import Moments, RowSums, at_least_float32
 from pleas_fx.algebra.selection import WIDE, Problem
+from pleas_fx.algebra.weighting import Matrix, Weighting, added, matrix_of, root_of
 from pleas_fx.extract import extractor
 from pleas_fx.ir import Axis, Group, IntArray, Matching, Program, Symmetry
 from pleas_fx.rules.modules import contraction, is_depthwise
@@ -44,9 +45,9 @@ def problem(
     return _joined(parts, count, sources)
 
 
-def _joined(parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: int) -> Problem:
+def _joined(parts: Sequence[tuple[Tensor, list[Weighting]]], count: int, sources: int) -> Problem:
     """Several groups of a block family side by side, each unit's channels in a row."""
-    sizes = [len(w[0]) for _, w in parts]
+    sizes = [w[0].size for _, w in parts]
     total = sum(sizes)
     covariance = torch.zeros(sources * total, sources * total, dtype=parts[0][0].dtype)
     weighting = [torch.zeros(total, total, dtype=parts[0][0].dtype) for _ in range(sources)]
@@ -60,11 +61,11 @@ def _joined(parts: Sequence[tuple[Tensor, list[Tensor]]], count: int, sources: i
     for (c, q), where in zip(parts, place, strict=True):
         n = len(where)
         for s in range(sources):
-            weighting[s][where[:, None], where] = q[s]
+            weighting[s][where[:, None], where] = q[s].whole()
             for t in range(sources):
                 rows, columns = where + s * total, where + t * total
                 covariance[rows[:, None], columns] = c[s * n : (s + 1) * n, t * n : (t + 1) * n]
-    return Problem(covariance, weighting, per_unit)
+    return Problem(covariance, [Matrix(q) for q in weighting], per_unit)
 
 
 def _group_problem(
@@ -74,31 +75,33 @@ def _group_problem(
     group: Group,
     partner: IntArray,
     dtype: torch.dtype,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Weighting]]:
     sources, n = partner.shape
     points = list(_observed(statistics, group)) if statistics is not None else []
     if not points:
-        return _guess(sources, n).to(dtype), [torch.eye(n, dtype=dtype)] * sources
+        return _guess(sources, n).to(dtype), [matrix_of((), n, dtype)] * sources
     places = torch.from_numpy(partner + n * np.arange(sources)[:, None])  # in the moments
     covariance = torch.zeros(sources * n, sources * n, dtype=dtype)
+    nodes = [node for node, _ in points]
+    readers = [_readers(*own, group, nodes) for own in zip(programs, symmetries, strict=True)]
     matched = torch.zeros(sources, sources, n, dtype=torch.float64)
-    weighting = [torch.zeros(n, n, dtype=dtype) for _ in range(sources)]
+    weighting: list[Weighting | None] = [None] * sources
     for node, moments in points:
         variance = moments.variance
         share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(moments)
         moments.add_covariance(covariance, kept / share)
         matched += moments.covariances(places[:, None], places) / share
         for s in range(sources):
-            q = _read_weight(programs[s], symmetries[s], group, node, dtype)
+            q = readers[s].weighting(node, dtype)
             own = slice(s * n, (s + 1) * n)
             error = kept * moments.inner(q, own)
-            error += (1 - kept) * float(q.diagonal().double() @ variance[own])
-            weighting[s].add_(q, alpha=share / max(error, 1e-300))
+            error += (1 - kept) * float(q.diagonal() @ variance[own])
+            weighting[s] = added(weighting[s], q.times(share / max(error, 1e-300)))
     order = places.reshape(-1)
     covariance = covariance[order[:, None], order]
     covariance.view(sources, n, sources, n).diagonal(dim1=1, dim2=3).copy_(matched)
-    own_order = [torch.from_numpy(partner[s]) for s in range(sources)]
-    return covariance, [q[o[:, None], o] for q, o in zip(weighting, own_order, strict=True)]
+    orders = torch.from_numpy(partner)
+    return covariance, [q.at(o) for q, o in zip(weighting, orders, strict=True) if q is not None]
 
 
 def _varies(moments: RowSums) -> bool:
@@ -129,27 +132,44 @@ def _observed(statistics: Statistics, group: Group) -> Iterator[tuple[str, Momen
             yield point.node, point.moments
 
 
-def _read_weight(
-    program: Program, symmetry: Symmetry, group: Group, node: str, dtype: torch.dtype
-) -> Tensor:
-    """(n, n): the sum over a node's consumers of WᵀW; the identity where it has none."""
-    total = torch.zeros(group.size, group.size, dtype=dtype)
-    found = False
-    target = next(n for n in program.module.graph.nodes if n.name == node)
-    for user in target.users:
-        if user.op != "call_module":
-            continue
-        module = program.module.get_submodule(str(user.target))
-        for rows in _module_rows(module, str(user.target), symmetry, group):
-            add_square(total, rows)
-            found = True
-    return total if found else torch.eye(group.size, dtype=dtype)
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """The weights (outputs, channels) that read one source's channels, by node."""
+
+    weights: Mapping[str, Sequence[Tensor]]
+    size: int
+
+    @property
+    def rooted(self) -> bool:
+        """Whether a wide group's readers have fewer outputs, all together."""
+        outputs = sum(len(rows) for own in self.weights.values() for rows in own)
+        return self.size > WIDE and outputs < self.size and all(self.weights.values())
+
+    def weighting(self, node: str, dtype: torch.dtype) -> Weighting:
+        """What the consumers of a node read; everything alike where it has none."""
+        own = self.weights[node]
+        return root_of(own, dtype) if self.rooted else matrix_of(own, self.size, dtype)
+
+
+def _readers(program: Program, symmetry: Symmetry, group: Group, nodes: Sequence[str]) -> _Readers:
+    by_name = {node.name: node for node in program.module.graph.nodes}
+    weights = {
+        name: [
+            rows
+            for user in by_name[name].users
+            if user.op == "call_module"
+            for rows in _module_rows(program, str(user.target), symmetry, group)
+        ]
+        for name in nodes
+    }
+    return _Readers(weights, group.size)
 
 
 def _module_rows(
-    module: torch.nn.Module, target: str, symmetry: Symmetry, group: Group
+    program: Program, target: str, symmetry: Symmetry, group: Group
 ) -> Iterator[Tensor]:
     """(outputs, channels) weights that read the group, one for each occurrence."""
+    module = program.module.get_submodule(target)
     entry = contraction(module)
     if entry is None or is_depthwise(module) or int(getattr(module, "groups", 1)) > 1:
         return

@@ -16,6 +16,7 @@ from pleas_fx.algebra.similarity import (
     cross_correlation,
     similarities,
 )
+from pleas_fx.algebra.weighting import Matrix
 
 ROWS, SIZE = 210, 7
 TIGHT = ROWS * torch.finfo(torch.float64).eps  # rounding of a float64 sum of ROWS terms of order 1
@@ -239,7 +240,7 @@ def test_what_is_read_off_without_a_matrix_is_in_the_covariance() -> None:
         (moments.covariances(rows, columns), covariance[rows, columns]),
         (other, 1 - 2 * covariance),
         (
-            torch.tensor(moments.inner(weighting, slice(2, 5)), dtype=torch.float64),
+            torch.tensor(moments.inner(Matrix(weighting), slice(2, 5)), dtype=torch.float64),
             (weighting * covariance[2:5, 2:5]).sum(),
         ),
     ]
@@ -309,7 +310,7 @@ def test_sums_in_float32_are_as_exact_as_its_products() -> None:
     assert distance(whole.variance, covariance.diagonal()) < 10 * FLOAT32
     weighting = torch.eye(12)
     trace = covariance[12:24, 12:24].trace()
-    assert whole.inner(weighting, part(1, 12)) == pytest.approx(float(trace), rel=1e-4)
+    assert whole.inner(Matrix(weighting), part(1, 12)) == pytest.approx(float(trace), rel=1e-4)
     found = similarities(compared(rows, 5, torch.float32), part(0, 12), part(2, 12))
     wanted = similarities(streamed(rows.double(), 1), part(0, 12), part(2, 12))
     assert all(distance(a, b) < 100 * FLOAT32 for a, b in zip(found, wanted, strict=True))
@@ -345,7 +346,9 @@ def test_few_rows_say_what_their_products_say() -> None:
     assert distance(few.variance, settled.variance) < TIGHT
     assert distance(few.covariances(left, right), settled.covariances(left, right)) < TIGHT
     assert few.covariances(left, right).shape == (2, 2, 4)
-    assert few.inner(weighting, own) == pytest.approx(settled.inner(weighting, own), rel=1e-12)
+    assert few.inner(Matrix(weighting), own) == pytest.approx(
+        settled.inner(Matrix(weighting), own), rel=1e-12
+    )
     blocks = [concordance(m, own, slice(0, 20)) for m in (few, settled)]
     assert distance(blocks[0], blocks[1]) < TIGHT
     assert few._square is None, "the products weren't made"

@@ -19,6 +19,7 @@ from pleas_fx.algebra.selection import (
     select,
     select_all,
 )
+from pleas_fx.algebra.weighting import Matrix, Root, Weighting, added
 
 ROWS = 400
 INFINITE = math.inf
@@ -35,7 +36,7 @@ class Samples:
     def problem(self, unit: int = 1) -> Problem:
         """The second moments that the selection works on."""
         flat = self.rows.reshape(len(self.rows), -1)
-        return Problem(flat.T @ flat / len(flat), self.weighting, unit)
+        return Problem(flat.T @ flat / len(flat), [Matrix(q) for q in self.weighting], unit)
 
 
 def samples(
@@ -358,9 +359,10 @@ def test_many_twins_in_float32_merge_without_loss() -> None:
     rows = rows - rows.mean(0)
     weights = torch.randn(320, 640, generator=generator)
     covariance = (rows.T @ rows / len(rows)).repeat(2, 2)
-    problem = Problem(covariance, [weights.T @ weights] * 2)
-    path = select(problem, merged_price=1.0, single_price=math.inf, limit=problem.size)
-    assert path.error[-1] < 1e-9
+    for weighting in (Matrix(weights.T @ weights), Root(weights)):
+        problem = Problem(covariance, [weighting] * 2)
+        path = select(problem, merged_price=1.0, single_price=math.inf, limit=problem.size)
+        assert path.error[-1] < 1e-9
 
 
 @pytest.mark.parametrize("prices", [(1.0, 1.0), (INFINITE, 1.0), (1.0, INFINITE)])
@@ -390,3 +392,52 @@ def test_paths_of_one_kind_are_the_same_beside_paths_of_both() -> None:
         assert (a.kind == b.kind).all()
         assert (a.unit == b.unit).all()
         assert a.error == pytest.approx(b.error, abs=1e-12)
+
+
+def test_roots_of_what_is_read_give_the_paths_of_the_whole_matrix() -> None:
+    """Readers with fewer outputs than inputs; other readers give another path."""
+    given = samples(seed=7, size=24)
+    generator = torch.Generator().manual_seed(1)
+    roots = [torch.randn(5, 24, dtype=torch.float64, generator=generator) for _ in range(2)]
+    covariance = given.problem().covariance
+
+    def path(weighting: list[Weighting], prices: tuple[float, float]) -> Path:
+        merged, single = prices
+        problem = Problem(covariance, weighting)
+        return select(problem, merged_price=merged, single_price=single, limit=1000)
+
+    for prices in ((1.0, 1.0), (1.0, INFINITE), (INFINITE, 1.0)):
+        found = path([Root(rows) for rows in roots], prices)
+        wanted = path([Matrix(rows.T @ rows) for rows in roots], prices)
+        assert found.unit.tolist() == wanted.unit.tolist()
+        assert found.kind.tolist() == wanted.kind.tolist()
+        assert np.abs(found.error - wanted.error).max() < TIGHT
+        swapped = path([Root(rows) for rows in roots[::-1]], prices)
+        assert swapped.unit.tolist() != wanted.unit.tolist()
+    bounds = [
+        lower_bounds(Problem(covariance, weighting))
+        for weighting in ([Root(r) for r in roots], [Matrix(r.T @ r) for r in roots])
+    ]
+    assert np.abs(bounds[0] - bounds[1]).max() < TIGHT
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_root_is_the_matrix_that_it_is_the_root_of(dtype: torch.dtype) -> None:
+    """Every question that is asked of one, in both forms."""
+    rows = torch.randn(4, 9, dtype=torch.float64)
+    root, matrix = Root(rows.to(dtype)), Matrix((rows.T @ rows).to(dtype))
+    covariance, points = torch.eye(9, dtype=torch.float64) + 0.1, torch.randn(6, 9)
+    order = torch.randperm(9)
+    close = {"rel": 100 * torch.finfo(dtype).eps}
+    assert root.size == matrix.size == 9
+    assert root.power(covariance) == pytest.approx(matrix.power(covariance), **close)
+    assert root.read(points) == pytest.approx(matrix.read(points), **close)
+    more = [added(q, q.times(3.0)).at(order) for q in (root, matrix)]
+    assert isinstance(more[0], Root)
+    assert float((more[0].whole() - more[1].whole()).abs().max()) < 1e3 * torch.finfo(dtype).eps
+    assert float((more[0].diagonal() - 4 * root.diagonal()[order]).abs().max()) < 1e-4
+    forms = [torch.zeros(6, 6, dtype=dtype) for _ in range(2)]
+    for q, form in zip((root, matrix), forms, strict=True):
+        q.add_form(form, points.T.to(dtype))
+    assert float((forms[0] - forms[1]).triu().abs().max()) < 1e3 * torch.finfo(dtype).eps
+    assert float(forms[0].triu().abs().max()) > 0.1

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pleas_fx.algebra.weighting import Weighting, add_upper
 from pleas_fx.ir import FloatArray, IntArray
 
-PANEL = 256  # rows of a matrix that are updated by one product
 DEAD = 1e-9  # share of its variance below which a candidate adds nothing
 PENDING = 32  # columns taken between two updates of the matrices
 CROWDED = 0.8  # matrices are cut down when fewer of their columns are still candidates
@@ -49,20 +49,12 @@ class Workspace:
 
 
 def start(
-    p: Tensor, targets: Tensor, weighting: Tensor, ids: Tensor, total: float, accuracy: float
+    p: Tensor, targets: Tensor, weighting: Weighting, ids: Tensor, total: float, accuracy: float
 ) -> Start:
     """From covariances of the candidates, of n targets with them (n, candidates), and Q (n, n)."""
-    targets = targets.cpu()
     m = torch.zeros(p.shape, dtype=p.dtype)
-    _add_upper(m, targets, weighting.cpu() @ targets, 1.0)
-    return Start(p.cpu().contiguous(), m, ids, total, accuracy)
-
-
-def _add_upper(matrix: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
-    """Add factor leftᵀ right, known to be symmetric, where rows don't exceed columns."""
-    for start in range(0, len(matrix), PANEL):
-        rows = slice(start, start + PANEL)
-        matrix[rows, start:].addmm_(left[:, rows].T, right[:, start:], alpha=factor)
+    weighting.add_form(m, targets)
+    return Start(p.contiguous(), m, ids, total, accuracy)
 
 
 class Residual:
@@ -144,8 +136,8 @@ class Residual:
             self.variance, self.weighted = self.variance[alive], self.weighted[alive]
             self.floor, self.ids = self.floor[alive], self.ids[alive]
         one, two = torch.from_numpy(v), torch.from_numpy(np.concatenate([v, a]))
-        _add_upper(torch.from_numpy(self.p), one, one, -1.0)
-        _add_upper(torch.from_numpy(self.m), two, torch.from_numpy(np.concatenate([a, v])), -1.0)
+        add_upper(torch.from_numpy(self.p), one, one, -1.0)
+        add_upper(torch.from_numpy(self.m), two, torch.from_numpy(np.concatenate([a, v])), -1.0)
         self._index()
 
     def _index(self) -> None:

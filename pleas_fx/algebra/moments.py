@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import combinations
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +37,16 @@ def add_square(total: Tensor, rows: Tensor) -> None:
         stop = min(start + PANEL, k)
         total[..., start:stop, start:] += rows[..., start:stop].mT @ rows[..., start:]
         total[..., stop:, start:stop] = total[..., start:stop, stop:].mT
+
+
+class Quadratic(Protocol):
+    """A symmetric matrix Q, in whatever form."""
+
+    def power(self, covariance: Tensor) -> float:
+        """tr(Q Σ)."""
+
+    def read(self, rows: Tensor) -> float:
+        """The sum of xᵀ Q x over rows x."""
 
 
 class RowSums(ABC):
@@ -223,18 +234,12 @@ class Moments(RowSums):
         total = self.total.to(matrix)
         matrix.addr_(total, total, alpha=-factor / count**2)
 
-    def inner(self, weighting: Tensor, part: slice) -> float:
-        """The sum over (k, k) entries of a weighting times the covariances of a part."""
-        count = max(self.count, 1)
-        base = (self.total[part] / count).to(weighting)
-        few = self._few()
-        if few is None:
-            own = self.square[part, part].reshape(-1)
-            raw = torch.dot(weighting.reshape(-1), own.to(weighting))
-        else:
-            own = few[:, part].to(weighting)
-            raw = ((own @ weighting) * own).sum()
-        return float(raw / count - base @ weighting @ base)
+    def inner(self, form: Quadratic, part: slice) -> float:
+        """tr(Q Σ) with Σ the covariance of a part."""
+        count, few = max(self.count, 1), self._few()
+        mean = self.total[None, part] / count
+        raw = form.power(self.square[part, part]) if few is None else form.read(few[:, part])
+        return raw / count - form.read(mean)
 
     @property
     def covariance(self) -> Tensor:

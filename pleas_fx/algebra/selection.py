@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pleas_fx.algebra.deflation import Residual, Start, Workspace, start
+from pleas_fx.algebra.weighting import Weighting
 from pleas_fx.ir import FloatArray, IntArray
 
 MERGED = -1
@@ -49,13 +50,13 @@ class Path:
 class Problem:
     """``covariance`` (N·n, N·n) of all sources' channels, already in matched order.
 
-    ``weighting[s]`` (n, n) is Q_s; ``unit`` channels in a row form one unit (a block);
+    ``weighting[s]`` is Q_s (n, n); ``unit`` channels in a row form one unit (a block);
     ``emphasis``: how often every source's relative error counts. In float32 (beyond ``WIDE``)
     a selection takes half the time, and errors below a few of its roundings are reported as none.
     """
 
     covariance: Tensor
-    weighting: Sequence[Tensor]
+    weighting: Sequence[Weighting]
     unit: int = 1
     emphasis: tuple[float, ...] = ()  # none: all count the same
 
@@ -67,11 +68,11 @@ class Problem:
     @property
     def size(self) -> int:
         """n: channels of one source."""
-        return int(self.weighting[0].shape[0])
+        return self.weighting[0].size
 
     def in_float32(self) -> Problem:
         """The same, less exactly."""
-        weighting = [q.float() for q in self.weighting]
+        weighting = [q.to(torch.float32) for q in self.weighting]
         return replace(self, covariance=self.covariance.float(), weighting=weighting)
 
     def of(self, source: int) -> Problem:
@@ -109,7 +110,8 @@ def select_all(
     """:func:`select` for several pairs of prices (merged, single) of one problem."""
     joint = any(_kinds(pair) == BOTH for pair in prices)
     asked = [BOTH if joint else _kinds(pair) for pair in prices]
-    starts = {kinds: _starts(problem, kinds) for kinds in set(asked)}
+    totals = _totals(problem)
+    starts = {kinds: _starts(problem, kinds, totals) for kinds in set(asked)}
     size, dtype = problem.size * (2 if joint else 1), problem.covariance.numpy().dtype
     works = [Workspace(size, dtype) for _ in range(problem.sources)]
     return tuple(
@@ -198,7 +200,14 @@ class _State:
         return range(start, start + self.unit)
 
 
-def _starts(problem: Problem, kinds: tuple[bool, bool]) -> list[Start]:
+def _totals(problem: Problem) -> list[float]:
+    """The weighted variance of every source; of one that counts twice, half of it."""
+    tiles = problem.covariance.view(problem.sources, problem.size, problem.sources, problem.size)
+    emphasis = problem.emphasis or (1.0,) * problem.sources
+    return [q.power(tiles[s, :, s]) / emphasis[s] for s, q in enumerate(problem.weighting)]
+
+
+def _starts(problem: Problem, kinds: tuple[bool, bool], totals: Sequence[float]) -> list[Start]:
     """Per source, the covariances of the candidates: its own channels, the merged ones, or both."""
     n, count = problem.size, problem.sources
     accuracy = torch.finfo(problem.covariance.dtype).eps
@@ -206,10 +215,8 @@ def _starts(problem: Problem, kinds: tuple[bool, bool]) -> list[Start]:
     numbers = torch.arange(2 * n)
     merged = tiles.mean((0, 2)) if kinds[0] else tiles
     found = []
-    emphasis = problem.emphasis or (1.0,) * count
-    for s, weighting in enumerate(problem.weighting):
-        own, q = tiles[s, :, s], weighting.to(tiles)
-        total = float((q * own).sum(dtype=torch.float64)) / emphasis[s]
+    for s, (weighting, total) in enumerate(zip(problem.weighting, totals, strict=True)):
+        own, q = tiles[s, :, s], weighting.to(tiles.dtype)
         if not kinds[0]:
             found.append(start(own, own, q, numbers[:n], total, accuracy))
             continue
@@ -232,7 +239,7 @@ def lower_bounds(problem: Problem) -> FloatArray:
     n, rows = problem.size, []
     for s, weighting in enumerate(problem.weighting):
         own = slice(s * n, (s + 1) * n)
-        root = _root(weighting.double())
+        root = _root(weighting.whole().double())
         inside = root.T @ problem.covariance[own, own].double() @ root
         values = torch.linalg.eigvalsh(inside).clamp_min(0)
         kept = torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0)
