@@ -177,7 +177,7 @@ def _module_rows(
     where = _extractor_index(symmetry, classes, group)
     if where is None:
         return
-    weight = module.get_parameter("weight").detach().movedim(entry.in_dim, 0)
+    weight = module.get_parameter("weight").detach().cpu().movedim(entry.in_dim, 0)
     for occurrence in where:
         rows = weight[torch.from_numpy(occurrence)].reshape(group.size, -1)
         yield at_least_float32(rows).T
