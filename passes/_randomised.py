@@ -104,6 +104,8 @@ def _outputs(module: nn.Module, inputs: Inputs) -> list[Tensor]:
 def _draw(key: str, tensor: Tensor, generator: torch.Generator) -> None:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
+    if bool(torch.isinf(tensor).any()):  # a limit or a mask: between random ones nothing is left
+        return
     flat = tensor.detach().reshape(-1)
     if tensor.dim() <= 1 or bool((flat == flat[0]).all()):
         noise = torch.rand(tensor.shape, generator=generator).to(tensor) + 0.5

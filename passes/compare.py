@@ -14,6 +14,7 @@ from pleas_fx.ir import Program
 from pleas_fx.module_tree import attribute
 from pleas_fx.rules.modules import contraction
 
+STATISTICS = ("running_mean", "running_var")
 IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_backward_hook")
 
 
@@ -24,18 +25,47 @@ def compare(programs: Sequence[Program], *, same_outputs: bool) -> None:
 
     Raises:
         IncompatibleModelsError: names the first difference.
-        SourceError: a source has NaN or Inf among its weights.
+        SourceError: a source has NaN or Inf among its weights, or infinite constants of its own.
     """
     for s, program in enumerate(programs):
         _require_finite(program, s)
+        _require_equal_limits(programs[0], program, s)
     for s, other in enumerate(programs[1:], start=1):
         _compare_two(programs[0], other, s, same_outputs)
 
 
 def _require_finite(program: Program, source: int) -> None:
+    """Constants may be infinite (masks, limits); weights and statistics may not."""
+    limits = _limits(program)
     for key, tensor in program.module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        wrong = torch.isnan(tensor) if key in limits else ~torch.isfinite(tensor)
+        if tensor.is_floating_point() and bool(wrong.any()):
             raise SourceError(f"source {source}: {key} holds NaN or Inf")
+
+
+def _require_equal_limits(first: Program, program: Program, source: int) -> None:
+    """Their mean has to be what each of them is."""
+    one, two = _limits(first), _limits(program)
+    for key in one | two:
+        if key not in one or key not in two or not _same_limits(one[key], two[key]):
+            raise SourceError(f"source {source}: {key} is infinite elsewhere than in source 0")
+
+
+def _limits(program: Program) -> dict[str, Tensor]:
+    """Buffers with infinite entries, but those of norms."""
+    return {
+        key: tensor
+        for key, tensor in program.module.named_buffers(remove_duplicate=False)
+        if tensor.is_floating_point()
+        and not key.endswith(STATISTICS)
+        and bool(torch.isinf(tensor).any())
+    }
+
+
+def _same_limits(one: Tensor, two: Tensor) -> bool:
+    if one.shape != two.shape or not torch.equal(one.isinf(), two.isinf()):
+        return False
+    return torch.equal(one[one.isinf()], two[two.isinf()])
 
 
 def _compare_two(first: Program, other: Program, number: int, same_outputs: bool) -> None:

@@ -208,5 +208,5 @@ def _picked(tensor: Tensor, dim: int, positions: IntArray) -> Tensor:
     if missing.any():
         shape = [1] * tensor.dim()
         shape[dim] = -1
-        part = part * torch.from_numpy(~missing).to(part).view(shape)
+        part = part.masked_fill(torch.from_numpy(missing).to(part.device).view(shape), 0)
     return part

@@ -248,6 +248,7 @@ _ALL = (
     _network("split_attention", small.SplitAttentionNet, _SMALL),
     _network("selective", attention.SelectiveNet, _SMALL),
     _network("windows", attention.WindowNet, _SMALL),
+    _network("infinite_mask", attention.MaskedNet, _SMALL),
     _network("aggregating", attention.AggregatingNet, _SMALL),
     _network("lambda", attention.LambdaNet, _SMALL),
     _network("grid", attention.GridNet, _SMALL),

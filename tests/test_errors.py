@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import pleas_fx as pf
 from passes.rewrite import Mismatch
 from pleas_fx import prepare
+from tests.attention_networks import MaskedNet
 from tests.merging import clone
 from tests.networks import NETWORKS
 
@@ -49,12 +50,19 @@ def poisoned(value: float) -> Tensor:
     return data
 
 
-def bad_weights() -> list[nn.Module]:
-    """A source with NaN in a weight."""
+def bad_weights(value: float) -> list[nn.Module]:
+    """A source with such an entry in a weight."""
     models = pair()
     with torch.no_grad():
-        next(models[1].parameters()).view(-1)[0] = float("nan")
+        next(models[1].parameters()).view(-1)[0] = value
     return models
+
+
+def masked(change: Callable[[Tensor], object]) -> Callable[[], object]:
+    """A merge where something happened to the second source's infinite mask."""
+    models = [MaskedNet().eval() for _ in range(2)]
+    change(models[1].mask)
+    return lambda: pf.merge(models, good(), progress=False)
 
 
 class Looked(nn.Module):
@@ -119,9 +127,20 @@ CASES: dict[str, tuple[Callable[[], object], type[pf.PleasError], str]] = {
     "NaN in the data": (data_only(poisoned(float("nan"))), pf.CalibrationError, "NaN"),
     "Inf in the data": (data_only(poisoned(float("inf"))), pf.CalibrationError, "Inf"),
     "NaN in a weight": (
-        lambda: pf.merge(bad_weights(), good(), progress=False),
+        lambda: pf.merge(bad_weights(float("nan")), good(), progress=False),
         pf.SourceError,
         "source 1",
+    ),
+    "Inf in a weight": (
+        lambda: pf.merge(bad_weights(float("inf")), good(), progress=False),
+        pf.SourceError,
+        "source 1",
+    ),
+    "NaN in a mask": (masked(lambda mask: mask.fill_(float("nan"))), pf.SourceError, "mask"),
+    "a mask that is infinite elsewhere": (
+        masked(lambda mask: mask.tril_()),
+        pf.SourceError,
+        "mask is infinite elsewhere",
     ),
     "width zero": (budget(width=0.0), pf.BudgetError, "above 0"),
     "width above the number of models": (budget(width=2.5), pf.BudgetError, "at most 2"),
