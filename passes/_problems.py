@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,16 +83,15 @@ def _group_problem(
     places = torch.from_numpy(partner + n * np.arange(sources)[:, None])  # in the moments
     covariance = torch.zeros(sources * n, sources * n, dtype=dtype)
     nodes = [node for node, _ in points]
-    readers = [_readers(*own, group, nodes) for own in zip(programs, symmetries, strict=True)]
+    read = [_weighting(*own, group, nodes, dtype) for own in zip(programs, symmetries, strict=True)]
     matched = torch.zeros(sources, sources, n, dtype=torch.float64)
     weighting: list[Weighting | None] = [None] * sources
-    for node, moments in points:
+    for (_, moments), *forms in zip(points, *read, strict=True):
         variance = moments.variance
         share, kept = float(variance.sum()) or 1.0, 1 - _shrinkage(moments)
         moments.add_covariance(covariance, kept / share)
         matched += moments.covariances(places[:, None], places) / share
-        for s in range(sources):
-            q = readers[s].weighting(node, dtype)
+        for s, q in enumerate(forms):
             own = slice(s * n, (s + 1) * n)
             error = kept * moments.inner(q, own)
             error += (1 - kept) * float(q.diagonal() @ variance[own])
@@ -132,37 +131,30 @@ def _observed(statistics: Statistics, group: Group) -> Iterator[tuple[str, Momen
             yield point.node, point.moments
 
 
-@dataclass(frozen=True, slots=True)
-class _Readers:
-    """The weights (outputs, channels) that read one source's channels, by node."""
+def _weighting(
+    program: Program,
+    symmetry: Symmetry,
+    group: Group,
+    nodes: Sequence[str],
+    dtype: torch.dtype,
+) -> Iterator[Weighting]:
+    """What the consumers of each node read; everything alike where it has none.
 
-    weights: Mapping[str, Sequence[Tensor]]
-    size: int
-
-    @property
-    def rooted(self) -> bool:
-        """Whether a wide group's readers have fewer outputs, all together."""
-        outputs = sum(len(rows) for own in self.weights.values() for rows in own)
-        return self.size > WIDE and outputs < self.size and all(self.weights.values())
-
-    def weighting(self, node: str, dtype: torch.dtype) -> Weighting:
-        """What the consumers of a node read; everything alike where it has none."""
-        own = self.weights[node]
-        return root_of(own, dtype) if self.rooted else matrix_of(own, self.size, dtype)
-
-
-def _readers(program: Program, symmetry: Symmetry, group: Group, nodes: Sequence[str]) -> _Readers:
+    Roots where a wide group's readers have fewer outputs, all together.
+    """
     by_name = {node.name: node for node in program.module.graph.nodes}
-    weights = {
-        name: [
-            rows
-            for user in by_name[name].users
-            if user.op == "call_module"
-            for rows in _module_rows(program, str(user.target), symmetry, group)
-        ]
-        for name in nodes
-    }
-    return _Readers(weights, group.size)
+
+    def readers(name: str) -> Iterator[Tensor]:
+        for user in by_name[name].users:
+            if user.op == "call_module":
+                yield from _module_rows(program, str(user.target), symmetry, group)
+
+    wide = group.size > WIDE
+    outputs = [sum(map(len, readers(name))) for name in nodes] if wide else []
+    rooted = wide and all(outputs) and sum(outputs) < group.size
+    for name in nodes:
+        own = readers(name)
+        yield root_of(own, dtype) if rooted else matrix_of(own, group.size, dtype)
 
 
 def _module_rows(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import Between, Moments, square
+from pleas_fx.algebra.moments import Between, Moments
+from pleas_fx.algebra.products import square
 from pleas_fx.algebra.similarity import (
     concordance,
     correlation,

@@ -17,6 +17,7 @@ from passes.observe import Point, observe
 from passes.trace import trace
 from pleas_fx.algebra.moments import Between, Moments
 from pleas_fx.algebra.similarity import cross_correlation
+from pleas_fx.algebra.weighting import Root
 from pleas_fx.ir import Axis
 from tests.merging import outputs, worst
 from tests.networks import noise
@@ -143,6 +144,12 @@ def test_wide_groups_match_on_what_is_kept_between_the_sources() -> None:
     assert isinstance(made.moments, Between)
     assert isinstance(read.moments, Moments)
     found = match_activations(programs, symmetry, statistics)
+    planned = problem(programs, (symmetry,) * 2, statistics, found, (group,))
+    reader = model[5].weight.detach()
+    read_alike = reader.T @ reader / (reader.T @ reader).norm()
+    for q in planned.weighting:
+        assert isinstance(q, Root)
+        assert float((q.whole() / q.whole().norm() - read_alike).abs().max()) < 1e-6
     partner = found.partner[group.id][1]
     assert (order.order[group.id][partner] == np.arange(600)).all()
     assert found.similarity[group.id].min() > 1 - 1e-5

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.weighting import Weighting, add_upper
+from pleas_fx.algebra.products import add_upper
+from pleas_fx.algebra.weighting import Weighting
 from pleas_fx.ir import FloatArray, IntArray
 
 DEAD = 1e-9  # share of its variance below which a candidate adds nothing

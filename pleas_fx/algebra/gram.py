@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import CHUNK, add_square, at_least_float32
+from pleas_fx.algebra.moments import at_least_float32
+from pleas_fx.algebra.products import CHUNK, add_square
 
 
 class Central(NamedTuple):

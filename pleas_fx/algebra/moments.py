@@ -5,48 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-PANEL = 256  # columns of one product
+from pleas_fx.algebra.products import CHUNK, PANEL, add_square
+from pleas_fx.algebra.weighting import Weighting
+
 FEW = 0.25  # rows a variable
-CHUNK = 16384  # rows of one product: bounds memory, and float32 sums stay short
-
-
-def square(rows: Tensor) -> Tensor:
-    """rowsᵀ rows (…, k, k) in float64, from products in the rows' precision."""
-    k = rows.shape[-1]
-    total = rows.new_zeros(*rows.shape[:-2], k, k, dtype=torch.float64)
-    add_square(total, rows)
-    return total
-
-
-def add_square(total: Tensor, rows: Tensor) -> None:
-    """Add rowsᵀ rows to a symmetric float64 matrix (…, k, k), in place.
-
-    A matrix product computes both triangles; wide ones are cut into panels, and those below the
-    diagonal are mirrored (a quarter fewer FLOPs for two panels, near half for many).
-    """
-    k = rows.shape[-1]
-    if k < 2 * PANEL:
-        total += rows.mT @ rows
-        return
-    for start in range(0, k, PANEL):
-        stop = min(start + PANEL, k)
-        total[..., start:stop, start:] += rows[..., start:stop].mT @ rows[..., start:]
-        total[..., stop:, start:stop] = total[..., start:stop, stop:].mT
-
-
-class Quadratic(Protocol):
-    """A symmetric matrix Q, in whatever form."""
-
-    def power(self, covariance: Tensor) -> float:
-        """tr(Q Σ)."""
-
-    def read(self, rows: Tensor) -> float:
-        """The sum of xᵀ Q x over rows x."""
 
 
 class RowSums(ABC):
@@ -234,12 +200,16 @@ class Moments(RowSums):
         total = self.total.to(matrix)
         matrix.addr_(total, total, alpha=-factor / count**2)
 
-    def inner(self, form: Quadratic, part: slice) -> float:
+    def inner(self, weighting: Weighting, part: slice) -> float:
         """tr(Q Σ) with Σ the covariance of a part."""
         count, few = max(self.count, 1), self._few()
         mean = self.total[None, part] / count
-        raw = form.power(self.square[part, part]) if few is None else form.read(few[:, part])
-        return raw / count - form.read(mean)
+        raw = (
+            weighting.power(self.square[part, part])
+            if few is None
+            else weighting.read(few[:, part])
+        )
+        return raw / count - weighting.read(mean)
 
     @property
     def covariance(self) -> Tensor:

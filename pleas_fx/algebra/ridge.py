@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pleas_fx.algebra.gram import Central, ChannelGram, Gram, outer
-from pleas_fx.algebra.moments import at_least_float32, square
+from pleas_fx.algebra.moments import at_least_float32
+from pleas_fx.algebra.products import square
 
 __all__ = ["ChannelGram", "Gram", "Solution", "per_channel", "solve", "solve_dual", "solve_on"]
 

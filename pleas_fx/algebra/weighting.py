@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pleas_fx.algebra.moments import add_square
-
-PANEL = 256  # rows of a matrix that are updated by one product
+from pleas_fx.algebra.products import add_square, add_upper
 
 
 class Weighting(ABC):
@@ -127,17 +125,16 @@ class Root(Weighting):
         return Root(self.rows.to(dtype))
 
 
-def matrix_of(readers: Sequence[Tensor], size: int, dtype: torch.dtype) -> Matrix:
+def matrix_of(readers: Iterable[Tensor], size: int, dtype: torch.dtype) -> Matrix:
     """From the weights (outputs, size) of all readers; the identity where there is none."""
-    if not readers:
-        return Matrix(torch.eye(size, dtype=dtype))
-    total = torch.zeros(size, size, dtype=dtype)
+    total, found = torch.zeros(size, size, dtype=dtype), False
     for weight in readers:
         add_square(total, weight)
-    return Matrix(total)
+        found = True
+    return Matrix(total if found else torch.eye(size, dtype=dtype))
 
 
-def root_of(readers: Sequence[Tensor], dtype: torch.dtype) -> Root:
+def root_of(readers: Iterable[Tensor], dtype: torch.dtype) -> Root:
     """The same from weights of at least one reader."""
     return Root(torch.cat([weight.to(dtype) for weight in readers]))
 
@@ -149,10 +146,3 @@ def added(one: Weighting | None, other: Weighting) -> Weighting:
     if isinstance(one, Root) and isinstance(other, Root):
         return Root(torch.cat([one.rows, other.rows]))
     return Matrix(one.whole() + other.whole())
-
-
-def add_upper(matrix: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
-    """Add factor leftᵀ right, known to be symmetric, where rows don't exceed columns."""
-    for start in range(0, len(matrix), PANEL):
-        rows = slice(start, start + PANEL)
-        matrix[rows, start:].addmm_(left[:, rows].T, right[:, start:], alpha=factor)
