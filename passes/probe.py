@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
+from torch import fx
 
 from passes.match import families
 from passes.observe import planned_groups
@@ -56,9 +58,12 @@ def probe(
     """
     whole = whole_sets(symmetries[0], given)
     groups = planned_groups(symmetries[0])
+    places = frozenset(_places(programs[0], symmetries[0]))
     passed = 0
     for _ in range(60 * len(groups) + 60):
-        lanes = _irregular(groups, whole, given, len(programs), passed)
+        numbers = _numbers(groups, whole, given, places)
+        stuck = frozenset[GroupId]().union(*whole)
+        lanes = _irregular(groups, numbers, stuck, given, len(programs), passed)
         try:
             rewrite(programs, symmetries, lanes, heads=heads)
         except Mismatch as refusal:
@@ -66,20 +71,58 @@ def probe(
             passed = 0
         else:
             passed += 1
-            if passed == _trials(groups, whole, given):
+            if passed == _trials(numbers):
                 return whole
     raise AssertionError("probing doesn't come to an end")
 
 
-def _trials(
+def _places(program: Program, symmetry: Symmetry) -> Iterator[frozenset[GroupId]]:
+    """The groups that meet at every node: all that a refusal there can depend on."""
+    held: dict[fx.Node, frozenset[GroupId]] = {}
+    group = symmetry.layout.group
+    for node in program.module.graph.nodes:
+        read = frozenset[GroupId]().union(*(held[n] for n in node.all_input_nodes))
+        classes = symmetry.layout.values.get(node.name)
+        held[node] = read if not classes else _groups(group, classes)
+        yield read | held[node]
+
+
+def _groups(group: IntArray, classes: Sequence[IntArray]) -> frozenset[GroupId]:
+    own = np.unique(np.concatenate([c[c >= 0] for c in classes]))
+    return frozenset(GroupId(g) for g in np.unique(group[own]).tolist())
+
+
+def _numbers(
     groups: Sequence[Group],
     whole: Sequence[frozenset[GroupId]],
     given: Mapping[GroupId, tuple[Lane, ...]],
-) -> int:
-    """One trial where every width is free; else enough to tell every two whole sets apart."""
-    small = [f for f in families(groups) if _units(f) < SMALL and f[0].id not in given]
-    sets = len(whole) + len(small)
-    return 2 + 2 * sets.bit_length() if sets else 1
+    places: frozenset[frozenset[GroupId]],
+) -> dict[GroupId, int]:
+    """Of the groups that are tried whole: other ones for sets that meet anywhere."""
+    sets = _sets(groups, whole, given)
+    meetings: nx.Graph[int] = nx.Graph()
+    meetings.add_nodes_from(range(len(sets)))
+    for place in places:
+        here = [k for k, s in enumerate(sets) if s & place]
+        meetings.add_edges_from((a, b) for a in here for b in here if a < b)
+    colours = nx.greedy_color(meetings)
+    return {g: colours[k] for k, s in enumerate(sets) for g in s}
+
+
+def _sets(
+    groups: Sequence[Group],
+    whole: Sequence[frozenset[GroupId]],
+    given: Mapping[GroupId, tuple[Lane, ...]],
+) -> list[frozenset[GroupId]]:
+    """What has to stay whole together, and what is too small for irregular widths."""
+    stuck = frozenset[GroupId]().union(*whole)
+    small = [frozenset(g.id for g in f) for f in families(groups) if _units(f) < SMALL]
+    return [*whole, *(s for s in small if not s & stuck and not s & given.keys())]
+
+
+def _trials(numbers: Mapping[GroupId, int]) -> int:
+    """One trial where every width is free; else enough to tell every two numbers apart."""
+    return 2 + 2 * max(numbers.values()).bit_length() if numbers else 1
 
 
 def _units(family: Sequence[Group]) -> int:
@@ -115,30 +158,28 @@ def whole_sets(
 
 def _irregular(
     groups: Sequence[Group],
-    whole: Sequence[frozenset[GroupId]],
+    numbers: Mapping[GroupId, int],
+    stuck: frozenset[GroupId],
     given: Mapping[GroupId, tuple[Lane, ...]],
     sources: int,
     trial: int,
 ) -> dict[GroupId, tuple[Lane, ...]]:
-    """Some channels merged, some apart, some dropped; whole sets all merged or all apart.
+    """Some channels merged, some apart, some dropped; those with a number all merged or all apart.
 
     All of them are merged in trial 0 and apart in trial 1; the trials after that tell every two
-    sets apart in both ways.
+    numbers apart in both ways.
     """
     rng = np.random.default_rng(trial)
-    number = {g: k for k, w in enumerate(whole) for g in w}
     lanes: dict[GroupId, tuple[Lane, ...]] = dict(given)
-    small = len(whole)
     for family in families(groups):
         count = _units(family)
-        small += count < SMALL
-        stuck = [number[g.id] for g in family if g.id in number]
-        if not stuck and count == SMALL - 1 and trial == 0:
-            shares = _all(count - 1, sources, False)
-        elif stuck or count < SMALL:
-            shares = _all(count, sources, _apart(stuck[0] if stuck else small, trial))
-        else:
+        number = next((numbers[g.id] for g in family if g.id in numbers), None)
+        if number is None:
             shares = _shares(rng, count, sources)
+        elif count == SMALL - 1 and trial == 0 and not any(g.id in stuck for g in family):
+            shares = _all(count - 1, sources, False)
+        else:
+            shares = _all(count, sources, _apart(number, trial))
         for group in family:
             if group.id not in given:
                 lanes[group.id] = _lanes(group, shares, sources, count)
