@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import pleas_fx as pf
 from fixtures.load import calibration, sources, test_set
+from passes._lockstep import Batch
 from passes.lower import lower
 from passes.synthesise import ENOUGH, divergence, synthesise
 from passes.trace import trace
@@ -37,27 +40,38 @@ def programs() -> tuple[Program, ...]:
     return tuple(lower(trace(model, (EXAMPLE,))) for model in sources())
 
 
+@cache
+def made(first: int, second: int, seed: int) -> Sequence[Sequence[Batch]]:
+    """So many inputs for each source."""
+    return synthesise(programs(), (EXAMPLE,), (first, second), seed=seed)
+
+
 def own(images: int) -> list[Tensor]:
     """Calibration images of each source."""
     return [given[:images] for given in calibration()]
 
 
-def correct(merged: pf.MergeResult) -> float:
+def merged(data: pf.PerSource | None, **options: Any) -> pf.MergeResult:
+    """The fixtures' networks, without contest; equal inputs are made once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(complement, "synthesise", lambda _, __, wanted, *, seed: made(*wanted, seed))
+        return pf.merge(sources(), data, **{"trials": 0, "progress": False} | options)
+
+
+def correct(result: pf.MergeResult) -> float:
     """Accuracy of both heads on their own classes, on every fourth test image."""
     images, labels = (t[::4] for t in test_set())
     low = labels < 5
-    first, second = of_images(merged.model, images)
+    first, second = of_images(result.model, images)
     right = (first.argmax(1) == labels)[low].sum() + (second.argmax(1) == labels - 5)[~low].sum()
     return float(right) / len(labels)
 
 
 def test_made_inputs_give_norms_what_they_keep() -> None:
     """About what images of the training data give; noise is the negative control."""
-    for program, made, real in zip(
-        programs(), synthesise(programs(), (EXAMPLE,), (32, 16), seed=0), own(32), strict=True
-    ):
+    for program, inputs, real in zip(programs(), made(32, 32, 0), own(32), strict=True):
         noise = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-        assert divergence(program, made[0]) < 1.5 * ENOUGH
+        assert divergence(program, inputs[0]) < 1.5 * ENOUGH
         assert divergence(program, (real,)) < complement.FOREIGN / 5
         assert divergence(program, (noise,)) > complement.FOREIGN
 
@@ -73,12 +87,9 @@ def test_images_of_another_kind_or_scale_are_told_apart() -> None:
 def test_without_data_a_merge_is_nearly_as_good_as_with_them() -> None:
     """At one network's FLOPs; averages of weights, the control, are far from it."""
     free, averaged = (
-        pf.merge(
-            sources(), None, flops=1.0, example_inputs=EXAMPLE, progress=False, synthetic=number
-        )
-        for number in (None, 0)
+        merged(None, flops=1.0, example_inputs=EXAMPLE, synthetic=number) for number in (None, 0)
     )
-    fitted = pf.merge(sources(), pf.PerSource(own(320)), flops=1.0, progress=False)
+    fitted = merged(pf.PerSource(own(320)), flops=1.0)
     assert correct(free) > correct(fitted) - 0.02
     assert correct(averaged) < correct(free) - 0.3
     assert "64 inputs that give" in free.report.warnings[-1]
@@ -87,11 +98,11 @@ def test_without_data_a_merge_is_nearly_as_good_as_with_them() -> None:
 
 def test_few_images_are_complemented() -> None:
     """Four images of each source, and 32 made for each; more aren't made where there are enough."""
-    few = pf.merge(sources(), pf.PerSource(own(4)), flops=0.5, progress=False)
-    alone = pf.merge(sources(), pf.PerSource(own(4)), flops=0.5, progress=False, synthetic=0)
+    few = merged(pf.PerSource(own(4)), flops=0.5)
+    alone = merged(pf.PerSource(own(4)), flops=0.5, synthetic=0)
     assert correct(few) > correct(alone) + 0.05
     assert "64 inputs" in few.report.warnings[-1]
-    enough = pf.merge(sources(), pf.PerSource(own(64)), flops=0.5, progress=False)
+    enough = merged(pf.PerSource(own(64)), flops=0.5)
     assert not any("inputs" in warning for warning in enough.report.warnings)
 
 
@@ -99,10 +110,7 @@ def test_foreign_images_are_named_and_complemented() -> None:
     """Images that weren't normalised: each source says so."""
     foreign = [255 * images for images in own(64)]
     with_made, without = (
-        pf.merge(
-            sources(), pf.PerSource(foreign), flops=1.0, progress=False, synthetic=number, trials=0
-        )
-        for number in (None, 0)
+        merged(pf.PerSource(foreign), flops=1.0, synthetic=number) for number in (None, 0)
     )
     named = [w for w in with_made.report.warnings if "look unlike" in w]
     assert [f"source {s} was trained on" in w for s, w in enumerate(named)] == [True, True]
@@ -146,7 +154,7 @@ def test_the_same_seed_makes_the_same_inputs_and_sources_stay_as_they_are(
     monkeypatch.setattr("passes.synthesise.STEPS", 20)
     held = [clone(model) for model in sources()]
     first, second, other = (
-        synthesise(programs(), (EXAMPLE,), (8, 8), seed=seed)[0][0][0] for seed in (0, 0, 5)
+        synthesise(programs(), (EXAMPLE,), (8, 4), seed=seed)[0][0][0] for seed in (0, 0, 5)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
