@@ -26,6 +26,7 @@ from pleas_fx.classes import (
 from pleas_fx.explicit import explicit_operators
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Coordinates, Labeller, compact
+from pleas_fx.recall import Recall
 from pleas_fx.rules import RULES
 from pleas_fx.rules.modules import contraction
 from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN
@@ -57,12 +58,13 @@ def groups(program: Program) -> Symmetry:
     What turns out to be positions of a table (of tokens, say) has no labels then, and the shared
     axis of a grouped convolution's computed weight has other labels in each group.
     """
+    recall = Recall()
     try:
         inputs = _one_example(program)
-        labeller, facts = _propagate(program, inputs, {}, NOTHING)
+        labeller, facts = _propagate(program, inputs, recall, {}, NOTHING)
     except RuntimeError:  # a batch size written into the graph
-        inputs = program.inputs
-        labeller, facts = _propagate(program, inputs, {}, NOTHING)
+        inputs, recall = program.inputs, Recall()
+        labeller, facts = _propagate(program, inputs, recall, {}, NOTHING)
     tables = {str(n.target) for n in program.module.graph.nodes if n.op == "get_attr"}
     read = _read_axes(program)
     unlabelled: frozenset[Axis] = frozenset()
@@ -75,7 +77,7 @@ def groups(program: Program) -> Symmetry:
         known, colours = settled_axes(facts), signatures(facts)
         if found != unlabelled:  # what they were tied to isn't known any more
             unlabelled, known, colours = found, {}, NOTHING
-        labeller, facts = _propagate(program, inputs, known, colours, unlabelled, grouped)
+        labeller, facts = _propagate(program, inputs, recall, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
 
 
@@ -110,6 +112,7 @@ def _read_axes(program: Program) -> frozenset[Axis]:
 def _propagate(
     program: Program,
     inputs: tuple[Tensor, ...],
+    recall: Recall,
     known: Mapping[Axis, IntArray],
     colours: Hash,
     unlabelled: frozenset[Axis] = frozenset(),
@@ -118,6 +121,8 @@ def _propagate(
     """``known`` labels are those that have one of the ``colours``."""
     labeller = Labeller(RULES, known, len(colours))
     labeller.unlabelled, labeller.grouped = unlabelled, grouped
+    labeller.execute = recall.execute
+    recall.rewind()
     runner = _Runner(program.module, labeller)
     with explicit_operators(), torch.no_grad():
         runner.run_labelled(inputs)

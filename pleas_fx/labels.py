@@ -55,6 +55,12 @@ class Pin:
 
 
 Rule = Callable[["Labeller", Call], list[Coordinates]]
+Execute = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+def plainly(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What an operator gives."""
+    return func(*args, **kwargs)
 
 
 def compact(labels: Tensor) -> Tensor:
@@ -123,6 +129,7 @@ class Labeller(TorchDispatchMode):
         self.unlabelled: frozenset[Axis] = frozenset()
         self.grouped: Mapping[Axis, int] = {}  # axes with other labels in each group of rows
         self.regroup: dict[Axis, int] = {}  # axes that should have been: what was found out
+        self.execute: Execute = plainly
         self.node = ""
         self.count = count
         self.axes: dict[Axis, Tensor] = {}
@@ -290,7 +297,7 @@ class Labeller(TorchDispatchMode):
         inputs = list(_tensors((*args, *kwargs.values())))
         before = [self.of(a) for a in inputs]
         depends = any(self.depends_on_data(a) for a in inputs)
-        result = func(*args, **kwargs)
+        result = self.execute(func, args, kwargs)
         outs = tuple(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
         if depends:
             self._data.update(id(o) for o in outs)
