@@ -110,9 +110,7 @@ def _inputs(rows: Rows, site: Site, layer: Any, batch: int, count: int) -> Tenso
 
 
 def _wanted(rows: Rows, site: Site, batch: int, count: int) -> Tensor:
-    """(images, outputs) logits: the owner's, without those it doesn't have, or the mean."""
-    wanted, owner = rows.targets([site], batch, count)[0].double(), rows.settings.owners[batch]
-    if owner is None:
-        return wanted
-    missing = torch.from_numpy(site.rows[:, owner] < 0).to(wanted.device)
+    """(images, outputs) logits; none where the owner lacks an output."""
+    wanted = rows.targets([site], batch, count)[0].double()
+    missing = torch.from_numpy(rows.lacking(site, batch)).to(wanted.device)
     return wanted.masked_fill(missing, -torch.inf)

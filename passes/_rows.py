@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from passes._lockstep import Network, require_finite
-from passes._targets import Sampling, Targets
+from passes._targets import Sampling, Targets, towards_owner
 from passes.rewrite import Rewritten, Site
 from pleas_fx.ir import IntArray, Program, members
 
@@ -27,7 +27,6 @@ class Settings:
     owners: tuple[int | None, ...]
     heads: frozenset[str]
     answering: frozenset[str] = frozenset()  # heads whose outputs are classes to choose from
-    heads_only: bool = False  # all others are fitted already
     folds: int = 1  # of images: above 1, what is left of the outputs is that of unseen ones
 
     def sampling(self, widest: float) -> Sampling:
@@ -104,17 +103,35 @@ class Rows:
     def targets(self, sites: Sequence[Site], batch: int, rows: int) -> list[Tensor]:
         """(rows, outputs) for every lane of one source layer, at so many sampled positions.
 
-        The mean over the sources in a slot, or the owner's value for heads.
+        The mean over the sources in a slot. For heads with an owner: its value, or between that
+        and the mean where every source has all outputs.
         """
         owner, node = self.settings.owners[batch], sites[0].node
-        if owner is not None and node in self.settings.heads:
-            value = self.of(owner, node, batch, rows)
-            return [_owners_rows(value, site.rows[:, owner]) for site in sites]
         asked = {s for site in sites for s in np.flatnonzero((site.rows >= 0).any(0))}
         values = [
             self.of(s, node, batch, rows) if s in asked else None for s in range(len(self.programs))
         ]
-        return [mean_rows(values, site.rows) for site in sites]
+        owned = values[owner] if owner is not None and node in self.settings.heads else None
+        if owner is None or owned is None:
+            return [mean_rows(values, site.rows) for site in sites]
+        return [self._owned(site, owner, owned, values) for site in sites]
+
+    def _owned(
+        self, site: Site, owner: int, value: Tensor, values: Sequence[Tensor | None]
+    ) -> Tensor:
+        own = site.rows[:, owner]
+        if (own < 0).all():
+            return mean_rows(values, site.rows)
+        picked = _owners_rows(value, own)
+        if (site.rows < 0).any():  # logits of other classes aren't to be compared
+            return picked
+        return towards_owner(picked, mean_rows(values, site.rows))
+
+    def lacking(self, site: Site, batch: int) -> npt.NDArray[np.bool_]:
+        """Outputs that the batch's owner hasn't got, where it has others of this layer."""
+        owner = self.settings.owners[batch]
+        lacks = site.rows[:, owner] < 0 if owner is not None else np.zeros(len(site.rows), bool)
+        return lacks & ~lacks.all()
 
     def of(self, source: int, node: str, batch: int, rows: int) -> Tensor:
         """(rows, channels) of a source's value at so many sampled positions.

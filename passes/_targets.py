@@ -21,10 +21,16 @@ from pleas_fx.module_tree import attribute
 from pleas_fx.rules.modules import contraction
 from pleas_fx.unfold import rows_at, to_matrix
 
+OWNER = 0.5  # share in what heads are fitted to; docs/decisions/2026-11-28-targets.md
 FEWEST_ROWS = 4096
 UNKNOWNS = 64  # norms are fitted on as many rows as a layer of so many unknowns: few do
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ROW_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def towards_owner(owner: Tensor, mean: Tensor) -> Tensor:
+    """Outputs that heads are fitted to: between the owner's and the mean of all sources."""
+    return mean + OWNER * (owner - mean)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def fit(
     """Solve for the weights of ``rewritten.module``, layer by layer.
 
     ``settings.owners`` says which source each batch belongs to; only ``settings.heads`` (nodes of
-    the last layers) are fitted to the owner's outputs, everything else to the mean.
+    the last layers) are fitted towards the owner's outputs, everything else to the mean.
     ``targets``: samples of the sources on the same batches; what isn't there is sampled first.
 
     Raises:
@@ -126,9 +126,7 @@ class _Walk:
             for name, node in self.merged.nodes.items()
             if layer_scale(self.rewritten.module, node) is not None
         }
-        settings = self.rows.settings
-        wanted = layers & settings.heads if settings.heads_only else layers | scaled
-        return frozenset(wanted & self.rows.kept.places.keys())
+        return frozenset((layers | scaled) & self.rows.kept.places.keys())
 
     def step(self, node: fx.Node) -> None:
         """What the merged graph has in place of a source's node.
@@ -136,16 +134,12 @@ class _Walk:
         Layers with a norm behind them wait for it; all lanes of a layer are fitted together.
         """
         names = [n for n in self.rewritten.emitted[node.name] if n not in self.norm_of]
-        settings = self.rows.settings
-        if settings.heads_only and node.name not in settings.heads:
-            self._run(names)
-            return
         jobs = {n: job for n in names if (job := self._job(n)) is not None}
         waiting = list(jobs.values())
         for name in names:
             if name in jobs:
                 fitted = fit_contractions(self.rows, waiting)
-                direct = waiting if node.name in settings.answering else []
+                direct = waiting if node.name in self.rows.settings.answering else []
                 self._note_all(fitted, answer(self.rows, direct))
                 waiting = []
             else:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from passes._lockstep import Batch
+from passes._targets import towards_owner
 
 Answers = Sequence[tuple[Tensor, ...]]  # per batch, every output tensor
 
@@ -39,15 +40,14 @@ def answers(model: nn.Module, batches: Sequence[Batch]) -> Answers:
         )
 
 
-def owners_answers(given: Sequence[Answers], owners: Sequence[int | None]) -> Answers:
-    """Of the batch's owner where it is known, else the mean over the sources (``given``)."""
+def expected(given: Sequence[Answers], owners: Sequence[int | None]) -> Answers:
+    """What networks are fitted to; ``given``: of every source."""
     found = []
     for k, owner in enumerate(owners):
+        means = [torch.stack(same).mean(0) for same in zip(*(own[k] for own in given), strict=True)]
         if owner is not None:
-            found.append(given[owner][k])
-            continue
-        each = zip(*(own[k] for own in given), strict=True)
-        found.append(tuple(torch.stack(same).mean(0) for same in each))
+            means = [towards_owner(o, m) for o, m in zip(given[owner][k], means, strict=True)]
+        found.append(tuple(means))
     return tuple(found)
 
 

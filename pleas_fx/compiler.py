@@ -230,11 +230,9 @@ def settle(
     def alone(source: int) -> tuple[Plan, Rewritten]:
         return decide(prepared, observed, inputs, options, clock, alone=source)
 
-    def fitted(candidate: Candidate, images: Batches, heads_only: bool) -> object:
+    def fitted(candidate: Candidate, images: Batches) -> object:
         with clock.time("judge"):
-            return _fit(
-                prepared, candidate, observed.matching, images, options, heads_only=heads_only
-            )
+            return _fit(prepared, candidate, observed.matching, images, options)
 
     return choose(prepared.programs, judging, everyone, alone, fitted, made)
 
@@ -430,7 +428,6 @@ def _fit(
     data: Batches | None,
     options: Options,
     targets: Targets | None = None,
-    heads_only: bool = False,
     folds: int = 1,
 ) -> Fitted:
     rewritten = candidate.planned[1]
@@ -452,8 +449,7 @@ def _fit(
             options.seed,
         )
         return Fitted(layers, 0, math.nan)
-    owners = data.owners if candidate.owned else (None,) * len(data.owners)
-    settings = replace(_settings(prepared, owners, options), heads_only=heads_only, folds=folds)
+    settings = replace(_settings(prepared, data.owners, options), folds=folds)
     return fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
 
 

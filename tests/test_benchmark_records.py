@@ -7,9 +7,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from benchmarks.accuracy import run
+from benchmarks.accuracy.measure import Setting
 from benchmarks.accuracy.page import write
 from benchmarks.accuracy.records import REFERENCE_CASE, Key, Record, Records
 from benchmarks.accuracy.summary import ahead, cells
+from benchmarks.accuracy.tasks import Store
 
 VERSIONS = {"pleas": 2}
 REFERENCE_METHODS = ("own", "ensemble")
@@ -83,6 +88,36 @@ def test_the_file_goes_before_the_document(tmp_path: Path) -> None:
         REFERENCE_METHODS,
     )
     assert len(list(both)) == len(list(published(tmp_path, VERSIONS))) == 4
+
+
+def test_a_setting_with_other_sources_is_measured_again_as_a_whole(tmp_path: Path) -> None:
+    """What was measured of the earlier ones doesn't come back from the file."""
+    records = measured(tmp_path)
+    records.forget("disjoint", "resnet-narrow", 0)
+    assert list(records) == []
+    assert case("zipit") not in records
+    records.add(case("pleas"), [record("pleas", 0.7)])
+    again = Records(tmp_path / "records.jsonl", VERSIONS)
+    assert [r.accuracy for r in again if r.method == "pleas"] == [0.7]
+    again.forget("disjoint", "resnet-narrow", 1)
+    assert case("pleas") in again
+
+
+@pytest.mark.parametrize(("own", "changed"), [((0.8, 0.9), False), ((0.8, 0.88), True)])
+def test_sources_are_recognised_by_their_accuracy(
+    own: tuple[float, float], changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the same scenario with other images; what has no figure can't be told."""
+    setting = Setting("disjoint-64", "resnet-narrow", 0)
+    records = Records(tmp_path / "records.jsonl")
+    monkeypatch.setattr(run, "sources", lambda *_: [])
+    monkeypatch.setattr(run.Tests, "__init__", lambda *_: None)
+    monkeypatch.setattr(run.Tests, "own", lambda *_: list(own))
+    store = Store(tmp_path, tmp_path)
+    assert not run.others(setting, records, store)
+    found = Record("disjoint", "resnet-narrow", 0, "own", 0.0, 0.85, (0.8, 0.9), 1.0, 1.0, 0.0)
+    records.add(case(REFERENCE_CASE, 0.0), [found])
+    assert run.others(setting, records, store) == changed
 
 
 def test_leads_are_means_over_settings_that_both_have(tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from torch import Tensor, nn
 import pleas_fx as pf
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.candidates import Candidate, Half, Judges, Tried
 from pleas_fx.compiler import Compiled, compile_models, decide, look
 from pleas_fx.ir import Plan
 from pleas_fx.prepare import prepare
@@ -25,7 +21,6 @@ from tests.networks import NETWORKS
 
 EXACT = 1e-9  # relative, float64
 NAME = "narrow_resnet"
-ANYTHING: Any = None
 
 
 def data(name: str) -> Batches:
@@ -131,69 +126,6 @@ def test_where_every_source_knows_its_own_images_best_none_is_dropped() -> None:
     halves = pf.PerSource([images()[:32], images()[32:] + 3.0])
     result = pf.merge([first, second], halves, flops=1.9, heads="shared", progress=False)
     assert sources_in(result.plan) == {0, 1}
-
-
-def noisy(seed: int, turned: bool = False) -> nn.Module:
-    """One network with noise of its own on the last layer; ``turned``: it means other classes."""
-    (model,) = precise(NETWORKS[NAME], 0)
-    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        noise = torch.randn(head.weight.shape, generator=random, dtype=head.weight.dtype)
-        head.weight.add_(0.6 * head.weight.std() * noise).mul_(8.0)
-        head.bias.mul_(8.0)
-        if turned:
-            head.weight.copy_(head.weight.roll(1, 0))
-            head.bias.copy_(head.bias.roll(1, 0))
-    return model
-
-
-def scores(note: str) -> dict[str, float]:
-    """What was compared."""
-    parts = note.split("(")[1].rstrip(")").split("; ")
-    found = [re.match(r"(.*?) (\d\.\d+)", part) for part in parts]
-    return {m[1]: float(m[2]) for m in found if m}
-
-
-def test_outputs_are_fitted_to_the_mean_or_to_the_owners_whichever_the_owners_believe() -> None:
-    """The mean, where sources know each other's images; the control: they are wrong about them."""
-    (x,) = doubled(NETWORKS[NAME].batch(256, seed=4))
-    agreeing, turned = [noisy(1), noisy(2)], [noisy(1), noisy(2, turned=True)]
-    notes = [
-        pf.plan(models, data, flops=1.0, heads="shared", progress=False).note
-        for models, data in (
-            (agreeing, pf.PerSource(x.chunk(2))),
-            (turned, pf.PerSource([x[:128], x[128:] + 3.0])),
-        )
-    ]
-    agreed, contrary = map(scores, notes)
-    mean = "all sources, fitted to their mean"
-    assert agreed[mean] > agreed["all sources"]
-    assert contrary[mean] < contrary["all sources"]
-    assert notes[1].startswith("all sources:")
-
-
-def sure(right: int, of: int = 10) -> Tensor:
-    """Two classes; the first ``right`` examples of class 0, the others of class 1."""
-    return 40.0 * torch.eye(2)[[0] * right + [1] * (of - right)]
-
-
-def test_no_source_is_believed_about_its_own_images() -> None:
-    """There it is right by definition, and all together may be righter than it."""
-    batches = Batches(((torch.zeros(10, 1),),) * 2, (0, 1))
-    owners = ((sure(10),), (sure(10),))
-    half = Half(batches, batches, (owners, owners), owners, owners)
-    everyone = Candidate("all sources", ANYTHING)
-    together = Tried(everyone, (((sure(9),), (sure(7),)),))
-    second = Tried(everyone, (((sure(8),), (sure(10),)),))
-    judges = Judges([half])
-    assert judges.score(second) > judges.score(together)  # the control: its own images included
-    assert judges.strangers(1) == 1
-    assert judges.score(second, 1) < judges.score(together, 1)
-    assert Judges([half], mean=True).strangers(1) is None
-    assert Judges([half]).strangers(0) == 0
-    lonely = replace(half, judged=replace(batches, owners=(1, 1)))
-    assert Judges([lonely]).strangers(1) is None  # nobody else's images there are
 
 
 def test_a_tie_keeps_all_sources_merged() -> None:

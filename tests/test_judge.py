@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from passes.judge import Answers, owners_answers, score
+from passes.judge import Answers, expected, score
 
 SURE = 20.0
 
@@ -36,12 +36,12 @@ def test_where_the_sources_waver_a_wrong_answer_costs_little() -> None:
     assert second - last > 0.4
 
 
-def test_the_owner_says_what_is_right_on_its_own_batches_and_the_mean_elsewhere() -> None:
+def test_the_owner_counts_beside_the_mean_on_its_own_batches() -> None:
     """Batch 0 is source 1's, batch 1 nobody's."""
     first: Answers = ((torch.full((2, 3), 1.0),), (torch.full((2, 3), 1.0),))
     second: Answers = ((torch.full((2, 3), 5.0),), (torch.full((2, 3), 5.0),))
-    found = owners_answers([first, second], (1, None))
-    assert torch.equal(found[0][0], torch.full((2, 3), 5.0))
+    found = expected([first, second], (1, None))
+    assert torch.equal(found[0][0], torch.full((2, 3), 4.0))
     assert torch.equal(found[1][0], torch.full((2, 3), 3.0))
 
 
@@ -65,9 +65,8 @@ def test_an_ensemble_beats_its_members_which_equal_answers_would_hide() -> None:
     random = torch.Generator().manual_seed(0)
     truth = logits(torch.randint(0, 3, (4000,), generator=random).tolist(), height=1.5)
     a, b = (truth + torch.randn(truth.shape, generator=random) for _ in range(2))
-    owners = (0, 1)
     split = [tuple((part,) for part in x.chunk(2)) for x in (a, b)]
-    wanted = owners_answers(split, owners)
+    wanted = (split[0][0], split[1][1])
     together = tuple(((x[0] + y[0]) / 2,) for x, y in zip(*split, strict=True))
     assert score(together, wanted) > max(score(own, wanted) for own in split) + 0.005
     assert _equal(together, wanted) < _equal(split[0], wanted)

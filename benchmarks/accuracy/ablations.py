@@ -27,7 +27,7 @@ from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.summary import cells
 from benchmarks.accuracy.tasks import Store
-from passes import _answers, _problems, plan
+from passes import _answers, _problems, _targets, plan
 from passes import fit as fitting
 from passes._rows import Rows, mean_rows
 from passes.match import match_weights
@@ -50,6 +50,7 @@ SETTINGS = (
     *(("disjoint", b) for b in (0.5, 1.0)),
     *(("fine-tunes", b) for b in (0.5, 1.0)),
     *(("domains", b) for b in (0.5, 1.0)),
+    *(("four-domains", b) for b in (0.5, 1.0)),
     ("disjoint-64", 1.0),
     *(("disjoint-joint", b) for b in (0.5, 1.0)),
     *(("overlapping", b) for b in (0.5, 1.0)),
@@ -148,6 +149,16 @@ def _start(weight: float) -> Variation:
     )
 
 
+def _owner(share: float) -> Variation:
+    return Variation(
+        f"owner-{share:g}",
+        f"outputs fitted to {share:g} of the owner's, else the mean's (default {_targets.OWNER:g})",
+        module=_targets,
+        constant="OWNER",
+        value=share,
+    )
+
+
 class DenseEmitter(budget._Emitter):
     """The same slots, and all weights between them, until the budget is met."""
 
@@ -171,16 +182,6 @@ def own_batches(rows: Rows, site: Site) -> tuple[int, ...]:
     own = [s for s in range(len(rows.programs)) if site.membership == 1 << s]
     known = [k for k, owner in enumerate(rows.settings.owners) if owner in own]
     return tuple(known) or _BATCHES(rows, site)
-
-
-def mean_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]:
-    """Nobody owns a batch."""
-    settings = rows.settings
-    rows.settings = replace(settings, owners=(None,) * len(settings.owners))
-    try:
-        return _TARGETS(rows, sites, batch, count)
-    finally:
-        rows.settings = settings
 
 
 def residual_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Tensor]:
@@ -277,13 +278,7 @@ _ALL = (
         constant="targets",
         value=residual_targets,
     ),
-    Variation(
-        "head-mean",
-        "heads fitted to the mean, owners or not",
-        module=Rows,
-        constant="targets",
-        value=mean_targets,
-    ),
+    *(_owner(share) for share in (1.0, 0.75, 0.25, 0.0)),
     Variation(
         "values",
         "outputs by least squares alone",
@@ -325,19 +320,19 @@ def merged_share(found: Plan) -> float:
     return sum(len(g.merged) for g in found.groups) / max(sum(g.slots for g in found.groups), 1)
 
 
-def page(records: Sequence[Record]) -> str:
+def page(records: Sequence[Record], architecture: str = ARCHITECTURE) -> str:
     """A table: a row a variation, a column a setting."""
     found = cells(records)
-    settings = [s for s in SETTINGS if (s[0], ARCHITECTURE, "default", s[1]) in found]
+    settings = [s for s in SETTINGS if (s[0], architecture, "default", s[1]) in found]
     rows = []
     for name, variation in VARIATIONS.items():
-        own = [found.get((s, ARCHITECTURE, name, b)) for s, b in settings]
+        own = [found.get((s, architecture, name, b)) for s, b in settings]
         if any(own):
             rows.append([variation.title, *("-" if c is None else str(c) for c in own)])
     head = ["changed", *(f"{s} {b:g}x" for s, b in settings)]
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
-        f"percent on {ARCHITECTURE}, sources and images as in [accuracy.md](accuracy.md). All rows "
+        f"percent on {architecture}, sources and images as in [accuracy.md](accuracy.md). All rows "
         "but the second to eighth keep all sources and one plan, and differ in one thing. Made by "
         "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows) + NOT_VARIED
     )
@@ -351,26 +346,30 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--only", nargs="+", default=["*"], help="of scenario/variation")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="others are only printed")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
     records = Records(asked.folder / "ablations.jsonl")
     for pattern in [] if asked.page else asked.only:
-        for case in _cases(pattern, asked.seeds):
+        for case in _cases(pattern, asked.architecture, asked.seeds):
             if case not in records:
                 record = measure(case, store)
                 records.add(case, [record])
                 print(record, flush=True)
-    (asked.docs / "ablations.md").write_text(page(list(records)))
+    if asked.architecture == ARCHITECTURE:
+        (asked.docs / "ablations.md").write_text(page(list(records)))
+    else:
+        print(page(list(records), asked.architecture))
 
 
-def _cases(pattern: str, seeds: int) -> Iterator[Case]:
+def _cases(pattern: str, architecture: str, seeds: int) -> Iterator[Case]:
     for seed in range(seeds):
         for scenario, size in SETTINGS:
             for name in VARIATIONS:
                 if fnmatch(f"{scenario}/{name}", pattern):
-                    yield Case(Setting(scenario, ARCHITECTURE, seed), name, size)
+                    yield Case(Setting(scenario, architecture, seed), name, size)
 
 
 if __name__ == "__main__":

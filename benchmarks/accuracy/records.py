@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,14 +62,13 @@ class Records:
     ) -> None:
         self.path = path
         self.versions = versions or {}
-        self.all: list[Record] = []
-        self._done: set[Key] = set()
+        self._found: dict[Key, list[Record]] = {}
         if path.exists():
             for line in path.read_text().splitlines():
                 self._take(json.loads(line))
         if published is not None and published.exists():
             for case in _cases(json.loads(published.read_text()), references):
-                if case["case"] not in self._done:
+                if case["case"] not in self._found:
                     self._take(case)
 
     def version(self, method: str) -> int:
@@ -76,10 +76,15 @@ class Records:
         return self.versions.get(method, FIRST)
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(self.all)
+        return chain.from_iterable(self._found.values())
 
     def __contains__(self, case: Keyed) -> bool:
-        return case.key in self._done
+        return case.key in self._found
+
+    def forget(self, scenario: str, architecture: str, seed: int) -> None:
+        """Everything that was measured in a setting: its sources are others now."""
+        where = (scenario, architecture, seed)
+        self._found = {key: own for key, own in self._found.items() if key[:3] != where}
 
     def add(self, case: Keyed, records: list[Record]) -> None:
         """Append what a case gave."""
@@ -97,8 +102,8 @@ class Records:
         scenario, architecture, seed, method, budget = case
         if line.get("version", FIRST) != self.version(method):
             return
-        self._done.add((scenario, architecture, seed, method, budget))
-        self.all += [Record(**{**r, "parts": tuple(r["parts"])}) for r in records]
+        key = (scenario, architecture, seed, method, budget)
+        self._found[key] = [Record(**{**r, "parts": tuple(r["parts"])}) for r in records]
 
 
 def _cases(rows: Iterable[Mapping[str, Any]], references: Collection[str]) -> list[dict[str, Any]]:
