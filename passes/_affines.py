@@ -71,7 +71,7 @@ def _statistics(rows: Rows, site: Site, norm: Any) -> None:
 def _affine(rows: Rows, site: Site, norm: Any) -> Solution:
     """Scale and shift per channel by regression on the normalised value."""
     prior, shift = _affine_prior(rows, site, norm)
-    free = norm.bias is not None
+    free = _bias(norm) is not None
     with torch.no_grad():
         norm.weight.fill_(1.0)
         if free:
@@ -92,10 +92,17 @@ def _affine(rows: Rows, site: Site, norm: Any) -> Solution:
     return solution
 
 
+def _bias(norm: Any) -> Tensor | None:
+    """Some norms have none by their definition (RMSNorm)."""
+    bias: Tensor | None = getattr(norm, "bias", None)
+    return bias
+
+
 def _affine_prior(rows: Rows, site: Site, norm: Any) -> tuple[Tensor, Tensor]:
     """(channels,) scale and shift of the normalised value, as the sources have them."""
     scale = norm.weight.detach().double().clone()  # the module's own are about to be reset
-    shift = torch.zeros_like(scale) if norm.bias is None else norm.bias.detach().double().clone()
+    bias = _bias(norm)
+    shift = torch.zeros_like(scale) if bias is None else bias.detach().double().clone()
     if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
         return scale, shift
     assert norm.running_var is not None

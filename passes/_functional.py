@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     ),
     "linear": ("input", "weight", "bias"),
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "batch_norm": (
         "input",
@@ -87,6 +88,10 @@ def _layer_norm(a: dict[str, Any]) -> nn.Module:
     )
 
 
+def _rms_norm(a: dict[str, Any]) -> nn.Module:
+    return nn.RMSNorm(a["normalized_shape"], a.get("eps"))
+
+
 def _group_norm(a: dict[str, Any]) -> nn.Module:
     return nn.GroupNorm(a["num_groups"], a["weight"].shape[0], a.get("eps", 1e-5))
 
@@ -108,6 +113,7 @@ MAKERS: dict[Any, tuple[str, Maker]] = {
     },
     F.linear: ("linear", _linear),
     F.layer_norm: ("layer_norm", _layer_norm),
+    F.rms_norm: ("rms_norm", _rms_norm),
     F.group_norm: ("group_norm", _group_norm),
     F.batch_norm: ("batch_norm", _batch_norm),
     F.prelu: ("prelu", _prelu),

@@ -18,14 +18,21 @@ from passes._lockstep import Batch, Store
 from pleas_fx.extract import Runner
 from pleas_fx.ir import IntArray, Program
 from pleas_fx.module_tree import attribute
-from pleas_fx.rules.modules import contraction
+from pleas_fx.rules.modules import CHANNELS_LAST, contraction
 from pleas_fx.unfold import rows_at, to_matrix
 
 OWNER = 0.5  # share in what heads are fitted to; docs/decisions/2026-11-28-targets.md
 FEWEST_ROWS = 4096
 UNKNOWNS = 64  # norms are fitted on as many rows as a layer of so many unknowns: few do
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-ROW_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+ROW_NORMS = (
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 
 
 def towards_owner(owner: Tensor, mean: Tensor) -> Tensor:
@@ -172,7 +179,7 @@ def _places(program: Program) -> dict[str, Place]:
 def _place(module: fx.GraphModule, node: fx.Node) -> Iterator[Place]:
     if node.op == "call_module":
         layer: Any = module.get_submodule(str(node.target))
-        channel = -1 if isinstance(layer, (nn.Linear, nn.LayerNorm)) else 1
+        channel = -1 if isinstance(layer, CHANNELS_LAST) else 1
         if contraction(layer) is not None:
             yield Place(channel, to_matrix(layer, layer.weight.detach()).shape[2])
         elif isinstance(layer, (*BATCH_NORMS, *ROW_NORMS)):

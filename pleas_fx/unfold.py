@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pleas_fx.ir import IntArray
+from pleas_fx.rules.modules import CHANNELS_LAST
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -63,7 +64,7 @@ def _prepared(layer: Any, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
 
 def output_rows(module: nn.Module, y: Tensor, at: IntArray) -> Tensor:
     """(rows, channels) of an output at positions; channels last for linear layers."""
-    channel = y.dim() - 1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+    channel = y.dim() - 1 if isinstance(module, CHANNELS_LAST) else 1
     return rows_at(y.movedim(channel, -1), 1, torch.from_numpy(at))
 
 
@@ -78,7 +79,7 @@ def rows_at(value: Tensor, last: int, at: Tensor) -> Tensor:
 
 def output_positions(module: nn.Module, shape: torch.Size) -> int:
     """How many rows an output of this shape has."""
-    channel = len(shape) - 1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+    channel = len(shape) - 1 if isinstance(module, CHANNELS_LAST) else 1
     return int(np.prod(shape)) // int(shape[channel])
 
 

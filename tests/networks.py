@@ -233,6 +233,7 @@ _ALL = (
     _network("instance_norm_statistics", _plain(_INSTANCE_STATISTICS, _relu), _SMALL),
     _network("prelu", _plain(nn.BatchNorm2d, nn.PReLU), _SMALL),
     _network("layer_norm", small.ChannelsLastNet, _SMALL),
+    _network("rms_norm", small.RootMeanSquareNet, _SMALL),
     _network("weight_standardised", computed.StandardisedNet, _SMALL),
     _network("same_padding", computed.SameNet, _SMALL),
     # channels moved, tied, split and gated

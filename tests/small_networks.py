@@ -406,6 +406,24 @@ class ChannelsLastNet(nn.Module):
         return self.fc(pooled(x + y.permute(0, 3, 1, 2)))
 
 
+class RootMeanSquareNet(nn.Module):
+    """RMSNorm over channels, as a module and as a function of its own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 7, 2, stride=2)
+        self.norm = nn.RMSNorm(7)
+        self.expand = nn.Linear(7, 11)
+        self.contract = nn.Linear(11, 7)
+        self.weight = nn.Parameter(torch.ones(7))
+        self.fc = nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.contract(F.gelu(self.expand(self.norm(x))))
+        return self.fc(F.rms_norm(x, (7,), self.weight, 1e-6).mean((1, 2)))
+
+
 class SharedNet(nn.Module):
     """One convolution and norm used at two depths: its axes are tied through both uses."""
 

@@ -70,8 +70,12 @@ CHANNELWISE: dict[type[nn.Module], Channelwise] = {
     nn.InstanceNorm3d: Channelwise(1, _features),
     nn.GroupNorm: Channelwise(1, _groups),
     nn.LayerNorm: Channelwise(-1, _shape),
+    nn.RMSNorm: Channelwise(-1, _shape),
     nn.PReLU: Channelwise(1, _parameters),
 }
+
+
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
 
 
 def contraction(module: nn.Module) -> Contraction | None:
