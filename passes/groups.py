@@ -74,9 +74,10 @@ def groups(program: Program) -> Symmetry:
         if found == unlabelled and not labeller.regroup and not collapses(facts):
             break
         grouped = grouped | labeller.regroup
-        known, colours = settled_axes(facts), signatures(facts)
         if found != unlabelled:  # what they were tied to isn't known any more
             unlabelled, known, colours = found, {}, NOTHING
+        else:
+            known, colours = settled_axes(facts), signatures(facts)
         labeller, facts = _propagate(program, inputs, recall, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
 

@@ -24,7 +24,7 @@ from tests.results import Merged
 QUICK = "narrow_resnet channel_shuffle detector unet_transposed cnn3d two_inputs".split()
 BY_PROGRAM, BY_SCRIPT = export.EXPORTERS
 
-# No TorchScript symbolics: RMSNorm; instance normalisation with running statistics, dynamic batches.
+# No TorchScript symbolics: RMSNorm; instance norm with running statistics for dynamic batches.
 SCRIPTABLE = [
     n for n in NETWORKS.values() if n.name not in ("instance_norm_statistics", "rms_norm")
 ]
