@@ -118,6 +118,8 @@ def test_sources_are_recognised_by_their_accuracy(
     found = Record("disjoint", "resnet-narrow", 0, "own", 0.0, 0.85, (0.8, 0.9), 1.0, 1.0, 0.0)
     records.add(case(REFERENCE_CASE, 0.0), [found])
     assert run.others(setting, records, store) == changed
+    assert {"disjoint", "disjoint-joint", "disjoint-64"} <= set(run.alike("disjoint"))
+    assert "fine-tunes" not in run.alike("disjoint")
 
 
 def test_leads_are_means_over_settings_that_both_have(tmp_path: Path) -> None:

@@ -94,16 +94,20 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def alike(scenario: str) -> list[str]:
+    """The scenarios with the same sources: they differ in their images or tags."""
+    own = SCENARIOS[scenario]
+    return [n for n, s in SCENARIOS.items() if (s.parts, s.tuned) == (own.parts, own.tuned)]
+
+
 def others(setting: Setting, records: Records, store: Store) -> bool:
     """Whether the sources aren't those that were measured: other processors train others."""
-    scenario = SCENARIOS[setting.scenario]
+    scenario, where = SCENARIOS[setting.scenario], (setting.architecture, setting.seed)
+    same = alike(setting.scenario)
     known = [
         r.parts
         for r in records
-        if r.method == "own"
-        and (r.architecture, r.seed) == (setting.architecture, setting.seed)
-        and (SCENARIOS[r.scenario].parts, SCENARIOS[r.scenario].tuned)
-        == (scenario.parts, scenario.tuned)
+        if r.method == "own" and r.scenario in same and (r.architecture, r.seed) == where
     ]
     if not known:
         return False
@@ -140,7 +144,8 @@ def run(asked: argparse.Namespace) -> None:
         together = list(own)
         missing = [case for case in together if case not in records]
         if missing and others(setting, records, store):
-            records.forget(setting.scenario, setting.architecture, setting.seed)
+            for name in alike(setting.scenario):
+                records.forget(name, setting.architecture, setting.seed)
             missing = together
         for case in missing:
             if time.monotonic() > end:
