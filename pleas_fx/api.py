@@ -76,7 +76,8 @@ def merge(
     Args:
         calibration: (N, …) tensor, batches, ``PerSource`` of these, or None (data-free; needs
             ``example_inputs``). Labels are ignored. For joint heads without common classes,
-            images whose source isn't named get the likeliest; the report says how many.
+            images whose source isn't named get the likeliest; the report says how many. Shared
+            outputs are fitted halfway between the mean of the sources and the image's own.
         synthetic: inputs to make for every source, from the statistics that its norms keep. None:
             as many as are needed (all of them without data; some where images are few or unlike
             the training data, and making them is quick); 0: none. The report says what was made.
@@ -85,8 +86,8 @@ def merge(
             counts more in turn, where that is quick; 0: one plan.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, one source alone may be judged better
-            than all of them, and the mean a better target than the owner; of small networks
-            several plans are fitted, and the best is taken: ``plan.note`` says so.
+            than all of them; of small networks several plans are fitted, and the best is taken:
+            ``plan.note`` says so.
         heads: "separate" (a tuple, one output a source), "shared" or "joint".
         classes: for joint heads, every source's class names; equal names share an output.
         method: "pleas", or a baseline: "average", "permute", "pleas-paper", "side-by-side".
