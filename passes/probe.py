@@ -117,7 +117,7 @@ def _sets(
     """What has to stay whole together, and what is too small for irregular widths."""
     stuck = frozenset[GroupId]().union(*whole)
     small = [frozenset(g.id for g in f) for f in families(groups) if _units(f) < SMALL]
-    return [*whole, *(s for s in small if not s & stuck and not s & given.keys())]
+    return [*whole, *(s - given.keys() for s in small if not s & stuck and not s <= given.keys())]
 
 
 def _trials(numbers: Mapping[GroupId, int]) -> int:

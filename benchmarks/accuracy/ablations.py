@@ -102,12 +102,13 @@ def _prices(name: str, title: str, *prices: tuple[float, float]) -> Variation:
     return Variation(name, title, module=compiler, constant="MENUS", value=menus)
 
 
-def _shrinkage(value: float) -> Variation:
+def _constant(name: str, title: str, module: Any, constant: str, value: float) -> Variation:
+    """``title``: with a place for the value."""
     return Variation(
-        f"shrinkage-{value:g}",
-        f"planner's shrinkage {value:g} (default {_problems.SHRINKAGE:g})",
-        module=_problems,
-        constant="SHRINKAGE",
+        f"{name}-{value:g}",
+        f"{title.format(f'{value:g}')} (default {getattr(module, constant):g})",
+        module=module,
+        constant=constant,
         value=value,
     )
 
@@ -136,26 +137,6 @@ def _on_weights() -> Variation:
         module=compiler,
         constant="_matching",
         value=matching,
-    )
-
-
-def _start(weight: float) -> Variation:
-    return Variation(
-        f"start-{weight:g}",
-        f"the least squares count as {weight:g} images (default {_answers.WEIGHT:g})",
-        module=_answers,
-        constant="WEIGHT",
-        value=weight,
-    )
-
-
-def _owner(share: float) -> Variation:
-    return Variation(
-        f"owner-{share:g}",
-        f"outputs fitted to {share:g} of the owner's, else the mean's (default {_targets.OWNER:g})",
-        module=_targets,
-        constant="OWNER",
-        value=share,
     )
 
 
@@ -252,7 +233,10 @@ _ALL = (
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
         for n in (2, 32, 128)
     ),
-    *(_shrinkage(v) for v in (0.0, 0.02, 0.5, 1.0)),
+    *(
+        _constant("shrinkage", "planner's shrinkage {}", _problems, "SHRINKAGE", v)
+        for v in (0.0, 0.02, 0.5, 1.0)
+    ),
     _prices("merged-only", "merging only (pairs or nothing)", (1.0, math.inf)),
     _prices("no-mixtures", "all pairs or all singles a group", (math.inf, 1.0), (1.0, math.inf)),
     _prices("cheap-merging", "merging at a third of its price", (0.33, 1.0), *plan.PRICES),
@@ -278,7 +262,10 @@ _ALL = (
         constant="targets",
         value=residual_targets,
     ),
-    *(_owner(share) for share in (1.0, 0.75, 0.25, 0.0)),
+    *(
+        _constant("owner", "outputs: {} of the owner's, else the mean's", _targets, "OWNER", v)
+        for v in (1.0, 0.75, 0.25, 0.0)
+    ),
     Variation(
         "values",
         "outputs by least squares alone",
@@ -286,7 +273,10 @@ _ALL = (
         constant="answer",
         value=lambda *_: {},
     ),
-    *(_start(weight) for weight in (0.2, 20.0, 200.0)),
+    *(
+        _constant("start", "the least squares count as {} images", _answers, "WEIGHT", v)
+        for v in (0.2, 20.0, 200.0)
+    ),
 )
 VARIATIONS = {variation.name: variation for variation in _ALL}
 

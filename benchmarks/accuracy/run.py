@@ -115,6 +115,23 @@ def others(setting: Setting, records: Records, store: Store) -> bool:
     return any(abs(a - b) > ROUNDED for a, b in zip(found, known[0], strict=True))
 
 
+def _measure(wanted: Iterator[Case], records: Records, store: Store, end: float) -> None:
+    """What is missing, until the time is up."""
+    for setting, own in groupby(wanted, key=attrgetter("setting")):
+        together = list(own)
+        missing = [case for case in together if case not in records]
+        if time.monotonic() > end:
+            return
+        if missing and others(setting, records, store):
+            for name in alike(setting.scenario):
+                records.forget(name, setting.architecture, setting.seed)
+            missing = together
+        for case in missing:
+            if time.monotonic() > end:
+                return
+            _add(records, case, store)
+
+
 def _add(records: Records, case: Case, store: Store) -> None:
     found = measure(case, store)
     records.add(case, found)
@@ -139,18 +156,8 @@ def run(asked: argparse.Namespace) -> None:
     )
     store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
     end = time.monotonic() + 60 * asked.minutes
-    wanted = [] if asked.page else cases(Plan(tuple(asked.only), asked.seeds))
-    for setting, own in groupby(wanted, key=attrgetter("setting")):
-        together = list(own)
-        missing = [case for case in together if case not in records]
-        if missing and others(setting, records, store):
-            for name in alike(setting.scenario):
-                records.forget(name, setting.architecture, setting.seed)
-            missing = together
-        for case in missing:
-            if time.monotonic() > end:
-                break
-            _add(records, case, store)
+    if not asked.page:
+        _measure(cases(Plan(tuple(asked.only), asked.seeds)), records, store, end)
     write(records, asked.docs)
 
 
