@@ -124,7 +124,7 @@ def _layer_scale(
     batches = range(len(rows.settings.owners))
     for k, at in rows.sample_at(source_node, batches, UNKNOWNS).items():
         value = rows.merged.value(other.name, k).movedim(dim, -1)
-        z = rows_at(value, 1, torch.from_numpy(at))
+        z = rows_at(value, 1, at)
         values = [rows.of(s, source_node, k, len(at)) for s in range(len(rows.programs))]
         t = mean_rows(values, site.rows)
         gram.add(z.T.unsqueeze(-1), t.T.unsqueeze(-1))

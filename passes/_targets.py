@@ -135,7 +135,7 @@ class Targets:
             rng = np.random.default_rng((self.sampling.seed, batch, self._number[node]))
             self._drawn[node, batch] = rng.choice(total, quota, replace=False)
             self._shapes[node, batch] = value.shape
-        at = torch.from_numpy(np.sort(self._drawn[node, batch]))
+        at = np.sort(self._drawn[node, batch])
         self.store.put(_key(source, node), batch, rows_at(value.movedim(place.channel, -1), 1, at))
 
 

@@ -17,7 +17,7 @@ from pleas_fx.algebra.moments import Between, Moments, RowSums, is_finite
 from pleas_fx.algebra.selection import WIDE
 from pleas_fx.errors import CalibrationError
 from pleas_fx.extract import Extractor, Runner, extractor, positions
-from pleas_fx.ir import Group, GroupId, Program, Symmetry
+from pleas_fx.ir import Group, GroupId, IntArray, Program, Symmetry
 from pleas_fx.rules.modules import channelwise, contraction, is_depthwise
 
 Batch = tuple[Tensor, ...]
@@ -149,7 +149,7 @@ class _Sums:
         by_node: dict[str, list[GroupId]] = {}
         for node, group in self.extractors:
             by_node.setdefault(node, []).append(group)
-        samples: dict[tuple[str, GroupId], Tensor] = {}
+        samples: dict[tuple[str, GroupId], IntArray] = {}
         rows: dict[tuple[str, GroupId], list[Tensor]] = {key: [] for key in self.extractors}
 
         for s, program in enumerate(programs):
@@ -158,11 +158,10 @@ class _Sums:
                 for group in by_node.get(node.name, ()):
                     key = (node.name, group)
 
-                    def sample(total: int, key: tuple[str, GroupId] = key) -> Tensor:
+                    def sample(total: int, key: tuple[str, GroupId] = key) -> IntArray:
                         if key not in samples:
-                            chosen = positions(rng, total, self.quota[key])
-                            samples[key] = torch.from_numpy(chosen)
-                        return samples[key].to(value.device)
+                            samples[key] = positions(rng, total, self.quota[key])
+                        return samples[key]
 
                     part = self.extractors[key][s].rows(value, sample)
                     if not is_finite(part):

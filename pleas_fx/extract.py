@@ -22,11 +22,11 @@ class Extractor:
     dims: tuple[int, ...]
     index: Tensor
 
-    def rows(self, value: Tensor, sample: Callable[[int], Tensor] | None = None) -> Tensor:
+    def rows(self, value: Tensor, sample: Callable[[int], IntArray] | None = None) -> Tensor:
         """(rows, channels); ``sample`` picks positions, given how many there are."""
         rest = [d for d in range(value.dim()) if d not in self.dims]
         total = int(np.prod([value.shape[d] for d in rest]))
-        chosen = torch.arange(total) if sample is None else sample(total)
+        chosen = np.arange(total) if sample is None else sample(total)
         flat = rows_at(value.permute(*rest, *self.dims), len(self.dims), chosen).flatten(1)
         picked = flat[:, self.index.reshape(-1).to(value.device)]
         return picked.reshape(-1, self.index.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,7 @@ def input_rows(module: nn.Module, x: Tensor, output: torch.Size, at: IntArray) -
         return flat[torch.from_numpy(at).to(x.device)].unsqueeze(1)
     layer: Any = module
     windows = _windows(layer, x)
-    index = np.unravel_index(at, (output[0], *output[2:]))
-    where = [torch.from_numpy(np.asarray(i)).to(x.device) for i in index]
+    where = _indices(at, (output[0], *output[2:]), x.device)
     picking: tuple[Any, ...] = (where[0], slice(None), *where[1:])
     picked = windows[picking]
     return picked.reshape(len(at), layer.groups, -1)
@@ -65,16 +65,24 @@ def _prepared(layer: Any, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
 def output_rows(module: nn.Module, y: Tensor, at: IntArray) -> Tensor:
     """(rows, channels) of an output at positions; channels last for linear layers."""
     channel = y.dim() - 1 if isinstance(module, CHANNELS_LAST) else 1
-    return rows_at(y.movedim(channel, -1), 1, torch.from_numpy(at))
+    return rows_at(y.movedim(channel, -1), 1, at)
 
 
-def rows_at(value: Tensor, last: int, at: Tensor) -> Tensor:
+def rows_at(value: Tensor, last: int, at: IntArray) -> Tensor:
     """(rows, *the last dims): entries of a view at flat positions of its leading dims.
 
     A copy of the chosen rows only; flattening a permuted activation would copy all of it.
     """
-    index = torch.unravel_index(at.to(value.device), value.shape[: value.dim() - last])
-    return value[index] if index else value.unsqueeze(0)[at]
+    leading = value.shape[: value.dim() - last]
+    if not leading:
+        return value.unsqueeze(0)[torch.from_numpy(at).to(value.device)]
+    return value[_indices(at, leading, value.device)]
+
+
+def _indices(at: IntArray, shape: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+    """Flat positions as one index a dim."""
+    found = np.unravel_index(at, tuple(shape))
+    return tuple(torch.from_numpy(np.asarray(i)).to(device) for i in found)
 
 
 def output_positions(module: nn.Module, shape: torch.Size) -> int:

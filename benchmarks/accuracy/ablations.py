@@ -175,7 +175,7 @@ def residual_targets(rows: Rows, sites: Any, batch: int, count: int) -> list[Ten
     at, channel = rows.kept.at(name, batch, count), rows.kept.places[name].channel
 
     def sampled(value: Tensor) -> Tensor:
-        return rows_at(value.movedim(channel, -1), 1, torch.from_numpy(at))
+        return rows_at(value.movedim(channel, -1), 1, at)
 
     values = [sampled(_made(rows, s, skip.name, batch)) for s in range(len(rows.programs))]
     for k, site in enumerate(sites):
