@@ -18,8 +18,8 @@ from pleas_fx.ir import GroupId, Plan, letters, members, only
 
 Outcome = TypeVar("Outcome")
 
-WORTH = 0.01  # unexplained share of the outputs below which nothing is tried
-BETTER = 0.99  # of what was left before
+WORTH = 0.01  # share of the outputs: what an unequal plan has to explain more of
+BETTER = 0.99  # of what was left before: enough for weights of groups, which are asked for
 MOST = 8.0  # times as much as the other sources
 SPREAD = 0.8  # of the logarithm of a weight, from the best so far
 IMAGES = 512  # of a source, that many trials are fitted to
@@ -87,13 +87,13 @@ def _of_sources(
     for s in range(sources):
         tried = _only(s, 2.0, sources)
         found = attempt(tried)
-        if found is not None and left(found) < BETTER * left(best):
+        if found is not None and left(found) < left(best) - WORTH:
             best, emphasis, source = found, tried, s
     times = 4.0
     while source is not None and times <= MOST:
         tried = _only(source, times, sources)
         found = attempt(tried)
-        if found is None or not left(found) < BETTER * left(best):
+        if found is None or not left(found) < left(best) - WORTH:
             break
         best, emphasis, times = found, tried, 2 * times
     return emphasis, best

@@ -52,10 +52,11 @@ def test_the_source_whose_emphasis_leaves_least_is_followed() -> None:
 
 
 def test_nothing_is_changed_for_a_hair() -> None:
-    """Less than a hundredth of what is left isn't worth an unequal plan."""
-    trials = Tried({(): 0.5, (2, 1, 1): 0.499})
+    """Less than a hundredth of the outputs isn't worth an unequal plan; control: a little more."""
+    trials = Tried({(): 0.05, (2, 1, 1): 0.051 - WORTH})
     assert trials.best() == EQUAL
     assert len(trials.tried) == 3
+    assert Tried({(): 0.05, (2, 1, 1): 0.049 - WORTH}).best().sources == (2, 1, 1)
 
 
 def test_nothing_is_tried_where_little_is_left() -> None:
