@@ -14,6 +14,7 @@ from pleas_fx.ir import FloatArray, GroupId
 ROUNDING = 1e-9  # relative, of a sum of costs
 HALVINGS = 24  # of the logarithm of a price: a millionth of it at last
 STEPS = 48  # points taken from one selection path
+DOUBT = 0.25  # how much more merged slots cost than predicted; docs/decisions/2026-11-28-doubt.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,12 @@ class Option:
     error: float
     path: int  # which path; APART or MERGED
     length: int
+
+    @property
+    def counted(self) -> float:
+        """The error as plans weigh it: more for a larger share of slots that all sources use."""
+        share = self.lanes[0] / max(float(self.lanes.sum()), ROUNDING)
+        return self.error * (1.0 + DOUBT * float(share))
 
 
 APART, ALL_MERGED = -1, -2
@@ -47,7 +54,7 @@ def allocate(
     shape: tuple[int, int],
     weights: Sequence[float] | None = None,
 ) -> tuple[list[int], float]:
-    """Choose an option a decision: least total error with ``model.total`` within ``budget``.
+    """Choose an option a decision: least counted error with ``model.total`` within ``budget``.
 
     Lagrangian coordinate descent from several starts, then greedy use of what is left. Returns
     the choices and the cost. When even the cheapest choices exceed the budget they are returned.
@@ -70,7 +77,7 @@ class _Solver:
         self.shape = shape
         # Squares: one badly served layer spoils what all others keep (docs/decisions).
         self.errors = [
-            (weight * np.array([o.error for o in d.options])) ** 2
+            (weight * np.array([o.counted for o in d.options])) ** 2
             for d, weight in zip(decisions, weights, strict=True)
         ]
         self.lanes = [np.stack([o.lanes for o in d.options]) for d in decisions]

@@ -47,7 +47,7 @@ def everything(decisions: list[Decision], model: CostModel) -> list[tuple[float,
         x, error = np.zeros(SHAPE), 0.0
         for own, decision, picked in zip(ROWS, decisions, choice, strict=True):
             x[own] = decision.options[picked].lanes
-            error += decision.options[picked].error ** 2
+            error += decision.options[picked].counted ** 2
         found.append((model.total(x), error))
     return found
 
@@ -65,7 +65,7 @@ def test_the_optimum_is_what_trying_everything_finds(seed: int, share: float) ->
     assert proven
     assert found == pytest.approx(least, rel=1e-5)
     choice, cost = allocate(decisions, model, ROWS, budget, SHAPE)
-    errors = [d.options[k].error ** 2 for d, k in zip(decisions, choice, strict=True)]
+    errors = [d.options[k].counted ** 2 for d, k in zip(decisions, choice, strict=True)]
     assert cost > budget or sum(errors) >= least * (1 - 1e-9)
 
 

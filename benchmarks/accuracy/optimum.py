@@ -30,7 +30,7 @@ def optimum(
     """
     costs = pair_costs(decisions, model, rows, shape)
     start = np.cumsum([0, *(len(d.options) for d in decisions)])
-    errors = [o.error**2 for d in decisions for o in d.options]
+    errors = [o.counted**2 for d in decisions for o in d.options]
     spent = [c for d in range(len(decisions)) for c in np.diag(costs[d, d])]
     entries = [
         (d, int(start[d]) + k, 1.0)

@@ -151,7 +151,7 @@ def gaps(own: Pair) -> Iterator[Gap]:
         choice, cost = allocate(decisions, model, rows, size, shape)
         if cost > size:
             continue
-        errors = [[o.error**2 for o in d.options] for d in decisions]
+        errors = [[o.counted**2 for o in d.options] for d in decisions]
         allocated = sum(e[c] for e, c in zip(errors, choice, strict=True))
         least, proven = optimum(decisions, model, rows, size, shape, SECONDS)
         yield Gap(own.scenario, size, allocated, least, proven)
