@@ -33,6 +33,7 @@ from passes._rows import Rows, mean_rows
 from passes.match import match_weights
 from passes.rewrite import Rewritten, Site, rewrite
 from pleas_fx import budget, compiler, contest
+from pleas_fx import options as weighing
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
 from pleas_fx.compiler import compile_models
@@ -236,6 +237,10 @@ _ALL = (
     *(
         _constant("shrinkage", "planner's shrinkage {}", _problems, "SHRINKAGE", v)
         for v in (0.0, 0.02, 0.5, 1.0)
+    ),
+    *(
+        _constant("doubt", "merged slots count {} more than predicted", weighing, "DOUBT", v)
+        for v in (0.0, 0.5, 1.0)
     ),
     _prices("merged-only", "merging only (pairs or nothing)", (1.0, math.inf)),
     _prices("no-mixtures", "all pairs or all singles a group", (math.inf, 1.0), (1.0, math.inf)),
