@@ -15,8 +15,8 @@ from pleas_fx.errors import CalibrationError, OptionError
 Shape = tuple[int, ...]
 
 IMAGE_KEYS = ("image", "images", "x", "input", "inputs", "pixel_values")
-MOST, FEWEST = 256, 8  # examples of a batch
-NUMBERS = 1 << 20  # of a batch's inputs: 85 images of 3x64x64, or 8 of 3x224x224
+MOST, FEWEST = 64, 8  # examples of a batch
+NUMBERS = 1 << 20  # of a batch's inputs: 64 images of 3x64x64, or 8 of 3x224x224
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMS = "a tensor (N, ...), batches (tensors, tuples (x, y), dicts) or PerSource of these"
 
