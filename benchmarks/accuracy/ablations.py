@@ -5,7 +5,6 @@ python -m benchmarks.accuracy.ablations [--folder F] [--only PATTERN ...] [--see
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from benchmarks.accuracy import asked as common
+from benchmarks.accuracy.asked import DOCS
 from benchmarks.accuracy.evaluate import Tests
 from benchmarks.accuracy.measure import Case, Setting, evaluated, refused
 from benchmarks.accuracy.page import table
 from benchmarks.accuracy.records import Record, Records
-from benchmarks.accuracy.run import DOCS, FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.summary import cells
@@ -335,9 +335,7 @@ def page(records: Sequence[Record], architecture: str = ARCHITECTURE) -> str:
 
 def main() -> None:
     """Measure what is missing, write docs/ablations.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--data", type=Path)
+    parser = common.parser(__doc__)
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--only", nargs="+", default=["*"], help="of scenario/variation")
     parser.add_argument("--seeds", type=int, default=1)
@@ -345,7 +343,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write the page again")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
+    store = common.store(asked)
     records = Records(asked.folder / "ablations.jsonl")
     for pattern in [] if asked.page else asked.only:
         for case in _cases(pattern, asked.architecture, asked.seeds):

@@ -8,11 +8,9 @@ what weights of sources do, plan by plan.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,10 +20,10 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import pleas_fx as pf
+from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.ablations import ARCHITECTURE
 from benchmarks.accuracy.evaluate import Tests
 from benchmarks.accuracy.measure import Case, Setting, evaluated
-from benchmarks.accuracy.run import FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
@@ -133,9 +131,7 @@ def line(
 
 def main() -> None:
     """Print as they come."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--data", type=Path, default=None)
+    parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="+", default=sorted({name for name, _ in SETTINGS}))
     parser.add_argument("--budgets", nargs="+", type=float, help="those of each setting, if none")
     parser.add_argument("--architecture", nargs="+", default=[ARCHITECTURE])
@@ -143,7 +139,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=PLANS)
     parser.add_argument("--each", action="store_true", help="show every plan")
     asked = parser.parse_args()
-    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
+    store = common.store(asked)
     torch.set_num_threads(1)
     for name in asked.only:
         own = asked.budgets or [budget for known, budget in SETTINGS if known == name]

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy.run import FOLDER
+from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.scenarios import SCENARIOS, Scenario
 from benchmarks.accuracy.sources import sources
 from benchmarks.accuracy.tasks import Part, Store, training_images
@@ -48,11 +46,10 @@ def _some(part: Part, count: int, store: Store) -> Tensor:
 
 def main() -> None:
     """A line for each kind of images and scenario."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser = common.parser(__doc__)
     parser.add_argument("--architecture", default="resnet-narrow")
     given = parser.parse_args()
-    store = Store(given.folder / "networks", given.folder / "data")
+    store = common.store(given)
     for name in NAMES:
         scenario = SCENARIOS[name]
         model = sources(scenario, given.architecture, 0, store)[0].eval()

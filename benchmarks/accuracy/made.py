@@ -6,20 +6,18 @@ narrow ResNet and the first seed.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import pleas_fx as pf
+from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.ablations import ARCHITECTURE, Variation
 from benchmarks.accuracy.evaluate import Tests
 from benchmarks.accuracy.measure import Case, Setting, evaluated
-from benchmarks.accuracy.run import FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
@@ -78,10 +76,8 @@ def _shown(found: Sequence[float]) -> str:
 
 def main() -> None:
     """Print as they come."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    given_folder = parser.parse_args().folder
-    for line in lines(Store(given_folder / "networks", given_folder / "data")):
+    parser = common.parser(__doc__)
+    for line in lines(common.store(parser.parse_args())):
         print(line, flush=True)
 
 

@@ -8,7 +8,6 @@ The gap: of the allocation to the optimum of a coarser menu, which an integer pr
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy import asked as common
+from benchmarks.accuracy.asked import DOCS
 from benchmarks.accuracy.evaluate import Tests, answers
 from benchmarks.accuracy.optimum import optimum
 from benchmarks.accuracy.page import table
-from benchmarks.accuracy.run import DOCS, FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
@@ -229,14 +229,12 @@ def page(found: Sequence[Point], allocations: Sequence[Gap]) -> str:
 
 def main() -> None:
     """Measure everything, or write the page again."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--data", type=Path)
+    parser = common.parser(__doc__)
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--page", action="store_true", help="only write the page again")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
+    store = common.store(asked)
     path = asked.folder / "planner.json"
     if not asked.page:
         pairs = [pair(name, store) for name in WHERE]

@@ -8,16 +8,14 @@ all training images, and towards the labels.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.evaluate import CHUNK, Tests, accuracy, answers
-from benchmarks.accuracy.run import FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, ceiling, sources
 from benchmarks.accuracy.tasks import Store, Task, relabelled, training_images
@@ -96,14 +94,12 @@ def line(architecture: str, seed: int, store: Store) -> str:
 
 def main() -> None:
     """A row for every architecture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--data", type=Path)
+    parser = common.parser(__doc__)
     parser.add_argument("--architecture", nargs="+", default=["resnet-narrow"])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(given.folder / "networks", given.data or given.folder / "data")
+    store = common.store(given)
     print("| | one network, all labels | labels | owners' answers | to calibration images |")
     print("|---|---:|---:|---:|---:|")
     for architecture in given.architecture:

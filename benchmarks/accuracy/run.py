@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.architectures import ARCHITECTURES
+from benchmarks.accuracy.asked import DOCS
 from benchmarks.accuracy.data import MissingDataError
 from benchmarks.accuracy.evaluate import Tests
 from benchmarks.accuracy.measure import Case, Setting, measure
@@ -24,8 +26,6 @@ from benchmarks.accuracy.scenarios import CURVES, MAIN, SCENARIOS, SLOW
 from benchmarks.accuracy.sources import sources
 from benchmarks.accuracy.tasks import Store
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-FOLDER = Path.home() / ".cache" / "pleas_fx_benchmarks"
 ROUNDED = 1e-5  # accuracies in records
 FIRST = "resnet-narrow"  # runs all scenarios and curves; the others the main ones
 
@@ -78,9 +78,7 @@ def _merges(setting: Setting, pattern: str) -> Iterator[Case]:
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """What was asked for on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="networks and records")
-    parser.add_argument("--data", type=Path, help="image sets; FOLDER/data by default")
+    parser = common.parser(__doc__)
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page goes")
     parser.add_argument(
         "--only",
@@ -154,7 +152,7 @@ def run(asked: argparse.Namespace) -> None:
     records = Records(
         asked.folder / "records.jsonl", versions, asked.docs / "accuracy.json", REFERENCES
     )
-    store = Store(asked.folder / "networks", asked.data or asked.folder / "data")
+    store = common.store(asked)
     end = time.monotonic() + 60 * asked.minutes
     if not asked.page:
         _measure(cases(Plan(tuple(asked.only), asked.seeds)), records, store, end)

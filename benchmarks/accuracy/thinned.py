@@ -7,19 +7,17 @@ own domain. There is nothing to share the channels or the outputs with.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.architectures import ARCHITECTURES
 from benchmarks.accuracy.evaluate import Tests
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.rivals.aligned import Request
-from benchmarks.accuracy.run import FOLDER
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, sources
 from benchmarks.accuracy.tasks import Store, training_images
@@ -62,14 +60,12 @@ def line(name: str, architecture: str, seed: int, store: Store) -> str:
 
 def main() -> None:
     """A row for every scenario and architecture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--data", type=Path)
+    parser = common.parser(__doc__)
     parser.add_argument("--architecture", nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(given.folder / "networks", given.data or given.folder / "data")
+    store = common.store(given)
     print("| | | whole | its share, own calibration images | its share, many images |")
     print("|---|---|---:|---:|---:|")
     for name in NAMES:
