@@ -27,6 +27,12 @@ class Site:
     columns: IntArray | None  # (inputs, sources); None for layers that are per channel
     local: tuple[IntArray, ...] = ()  # grouped layers: per source (rows, inner) places, -1: none
     parts: tuple[tuple[str, int], ...] = ()  # dense layers: the lanes it reads, and their channels
+    taught: IntArray | None = None  # as rows, of more sources: whose values are to be met
+
+    @property
+    def wanted(self) -> IntArray:
+        """(outputs, sources): whose values it is fitted to, and where they are."""
+        return self.rows if self.taught is None else self.taught
 
 
 class Parameters:

@@ -74,8 +74,8 @@ class Rows:
     def batches(self, site: Site) -> tuple[int, ...]:
         """The batches a site is fitted on: a source's own head on its own data, where known."""
         owners = self.settings.owners
-        own = [s for s in range(len(self.programs)) if site.membership == 1 << s]
-        if site.node in self.settings.heads and own and own[0] in owners:
+        own = np.flatnonzero((site.wanted >= 0).any(0)).tolist()
+        if site.node in self.settings.heads and len(own) == 1 and own[0] in owners:
             return tuple(k for k, owner in enumerate(owners) if owner == own[0])
         return tuple(range(len(owners)))
 
@@ -107,30 +107,31 @@ class Rows:
         and the mean where every source has all outputs.
         """
         owner, node = self.settings.owners[batch], sites[0].node
-        asked = {s for site in sites for s in np.flatnonzero((site.rows >= 0).any(0))}
+        asked = {s for site in sites for s in np.flatnonzero((site.wanted >= 0).any(0))}
         values = [
             self.of(s, node, batch, rows) if s in asked else None for s in range(len(self.programs))
         ]
         owned = values[owner] if owner is not None and node in self.settings.heads else None
         if owner is None or owned is None:
-            return [mean_rows(values, site.rows) for site in sites]
+            return [mean_rows(values, site.wanted) for site in sites]
         return [self._owned(site, owner, owned, values) for site in sites]
 
     def _owned(
         self, site: Site, owner: int, value: Tensor, values: Sequence[Tensor | None]
     ) -> Tensor:
-        own = site.rows[:, owner]
+        own = site.wanted[:, owner]
         if (own < 0).all():
-            return mean_rows(values, site.rows)
+            return mean_rows(values, site.wanted)
         picked = _owners_rows(value, own)
-        if (site.rows < 0).any():  # logits of other classes aren't to be compared
+        if (site.wanted < 0).any():  # logits of other classes aren't to be compared
             return picked
-        return towards_owner(picked, mean_rows(values, site.rows))
+        return towards_owner(picked, mean_rows(values, site.wanted))
 
     def lacking(self, site: Site, batch: int) -> npt.NDArray[np.bool_]:
         """Outputs that the batch's owner hasn't got, where it has others of this layer."""
         owner = self.settings.owners[batch]
-        lacks = site.rows[:, owner] < 0 if owner is not None else np.zeros(len(site.rows), bool)
+        wanted = site.wanted
+        lacks = wanted[:, owner] < 0 if owner is not None else np.zeros(len(wanted), bool)
         return lacks & ~lacks.all()
 
     def of(self, source: int, node: str, batch: int, rows: int) -> Tensor:

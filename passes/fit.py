@@ -32,6 +32,12 @@ class Fitted:
     peak_bytes: int
     left: float  # unexplained share of the outputs' targets, the mean over their layers
 
+    def then(self, again: Fitted) -> Fitted:
+        """With layers that were fitted once more."""
+        newer = {layer.name: layer for layer in again.layers}
+        layers = tuple(newer.get(layer.name, layer) for layer in self.layers)
+        return Fitted(layers, max(self.peak_bytes, again.peak_bytes), again.left)
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:

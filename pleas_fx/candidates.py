@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from passes.judge import Answers, answers, expected, score
-from passes.rewrite import Rewritten
+from passes.rewrite import Rewritten, Site
 from pleas_fx.calibration import Batches
 from pleas_fx.complement import combined
 from pleas_fx.errors import PleasError
-from pleas_fx.ir import Plan, Program, letters, only
+from pleas_fx.ir import Plan, Program
 
 Planned = tuple[Plan, Rewritten]
-Decide = Callable[[int], Planned]  # the plan of one source alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,17 @@ class Candidate:
 
     title: str
     planned: Planned
+    taught: tuple[Site, ...] = ()  # outputs to be fitted once more, to what all sources say
+    whole: bool = False  # it is a source, before its outputs are taught: nothing else to fit
+
+    @property
+    def teaching(self) -> Rewritten:
+        """What is to be fitted once more."""
+        return replace(self.planned[1], sites=self.taught)
 
 
-FitOn = Callable[[Candidate, Batches], object]  # in place
+Decide = Callable[[int], Candidate]  # one source alone, its outputs to be taught
+FitOn = Callable[[Rewritten, Batches], object]  # in place
 ENOUGH = 1024  # images of a half; of more, some are left out
 
 
@@ -41,8 +49,11 @@ class Half:
 
     fitted: Batches
     judged: Batches
-    each: tuple[Answers, ...]  # of every source
     wanted: Answers  # what networks are fitted to
+
+    def score(self, candidate: Candidate) -> float:
+        """Of a network that was fitted."""
+        return score(answers(candidate.planned[1].module, self.judged.batches), self.wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +79,38 @@ def choose(
     halves = _halves(programs, data, made)
     if not halves:
         return everyone
-    together = _tried(everyone, halves, fit)
-    alone = list(_alone(together, halves, decide, fit))
+    alone = list(_alone(len(programs), decide))
     if not alone:
         return everyone
-    best = max((together, *alone), key=lambda tried: tried.score)  # the first one, if equal
-    return _noted(best.candidate, (together, *alone))
+    tried = [found for candidate in (everyone, *alone) for found in _tried(candidate, halves, fit)]
+    best = max(tried, key=lambda one: one.score)  # the first one, if equal
+    return _noted(best.candidate, tried)
 
 
-def _alone(together: Tried, halves: Sequence[Half], decide: Decide, fit: FitOn) -> Iterator[Tried]:
-    """Every source that is better untouched; others won't be when they are thinned."""
-    for source in range(len(halves[0].each)):
-        untouched = fmean(score(half.each[source], half.wanted) for half in halves)
-        if untouched <= together.score:
-            continue
-        try:
-            candidate = Candidate(f"source {letters(only(source))} alone", decide(source))
-        except PleasError:  # this graph, or this budget, leaves no such network
-            continue
-        thinned = any(g.dropped[source] for g in candidate.planned[0].groups)
-        yield _tried(candidate, halves, fit) if thinned else Tried(candidate, untouched)
+def _alone(sources: int, decide: Decide) -> Iterator[Candidate]:
+    """Every source, where this graph and this budget leave such a network."""
+    for source in range(sources):
+        with suppress(PleasError):
+            yield decide(source)
 
 
-def _tried(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> Tried:
-    found = []
-    for half in halves:
-        trial = copied(candidate)
-        fit(trial, half.fitted)
-        made = answers(trial.planned[1].module, half.judged.batches)
-        found.append(score(made, half.wanted))
-    return Tried(candidate, fmean(found))
+def _tried(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> Iterator[Tried]:
+    """A candidate as it is, and with its outputs taught."""
+    trials = [copied(candidate) for _ in halves]
+    if not candidate.whole:
+        for trial, half in zip(trials, halves, strict=True):
+            fit(trial.planned[1], half.fitted)
+    yield Tried(replace(candidate, taught=()), _score(trials, halves))
+    if not candidate.taught:
+        return
+    for trial, half in zip(trials, halves, strict=True):
+        fit(trial.teaching, half.fitted)
+    title = f"{candidate.title}, its outputs taught by all"
+    yield Tried(replace(candidate, title=title), _score(trials, halves))
+
+
+def _score(trials: Sequence[Candidate], halves: Sequence[Half]) -> float:
+    return fmean(half.score(trial) for trial, half in zip(trials, halves, strict=True))
 
 
 def copied(candidate: Candidate) -> Candidate:
@@ -129,5 +142,5 @@ def _halves(programs: Sequence[Program], data: Batches, made: Batches | None) ->
     for fitted, judged in (parts, parts[::-1]):
         each = tuple(answers(p.module, judged.batches) for p in programs)
         wanted = expected(each, judged.owners)
-        halves.append(Half(combined(fitted, made) or fitted, judged, each, wanted))
+        halves.append(Half(combined(fitted, made) or fitted, judged, wanted))
     return halves

@@ -31,10 +31,11 @@ from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import PleasError
 from pleas_fx.heads import head_nodes, in_matched_order, output_groups
-from pleas_fx.ir import GroupId, Matching, Plan, Report, Symmetry
+from pleas_fx.ir import GroupId, Matching, Plan, Report, Symmetry, letters, only
 from pleas_fx.owners import attributed
 from pleas_fx.prepare import Prepared, prepare, refusals
 from pleas_fx.request import Clock, Options
+from pleas_fx.taught import taught_by_all
 
 METHODS = ("pleas", "average", "permute", "pleas-paper", "side-by-side")
 FITTED = ("pleas", "side-by-side")  # by passes/fit
@@ -227,12 +228,17 @@ def settle(
     if judging is None or not competes:
         return everyone
 
-    def alone(source: int) -> tuple[Plan, Rewritten]:
-        return decide(prepared, observed, inputs, options, clock, alone=source)
+    outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
 
-    def fitted(candidate: Candidate, images: Batches) -> object:
+    def alone(source: int) -> Candidate:
+        plan, rewritten = decide(prepared, observed, inputs, options, clock, alone=source)
+        whole = not any(group.dropped[source] for group in plan.groups)
+        taught = taught_by_all(rewritten, outputs)
+        return Candidate(f"source {letters(only(source))} alone", (plan, rewritten), taught, whole)
+
+    def fitted(rewritten: Rewritten, images: Batches) -> object:
         with clock.time("judge"):
-            return _fit(prepared, candidate, observed.matching, images, options)
+            return _fit(prepared, rewritten, observed.matching, images, options)
 
     return choose(prepared.programs, judging, everyone, alone, fitted, made)
 
@@ -251,10 +257,16 @@ class Fitting:
 
     def run(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
         """In place."""
+        fitted = self._fit(candidate.planned[1])
+        if candidate.taught:
+            fitted = fitted.then(self._fit(candidate.teaching))
+        return candidate, fitted
+
+    def _fit(self, rewritten: Rewritten) -> Fitted:
         with self.clock.time("fit"):
-            return candidate, _fit(
+            return _fit(
                 self.prepared,
-                candidate,
+                rewritten,
                 self.observed.matching,
                 self.data,
                 self.options,
@@ -423,14 +435,13 @@ def _settings(prepared: Prepared, owners: tuple[int | None, ...], options: Optio
 
 def _fit(
     prepared: Prepared,
-    candidate: Candidate,
+    rewritten: Rewritten,
     matching: Matching,
     data: Batches | None,
     options: Options,
     targets: Targets | None = None,
     folds: int = 1,
 ) -> Fitted:
-    rewritten = candidate.planned[1]
     if options.method == "average":
         return UNFITTED
     if data is None:
