@@ -31,6 +31,7 @@ from pleas_fx.ir import (
     Program,
     Symmetry,
     everyone,
+    joint,
     members,
     only,
 )
@@ -63,7 +64,7 @@ class Menu:
     matching: Matching
     sizes: Mapping[GroupId, tuple[int, ...]]  # channels per source
     outputs: Mapping[GroupId, tuple[Lane, ...]]
-    alone: int | None = None  # the only source that any slot stands for
+    kept: tuple[int, ...]  # the sources that slots stand for
     weights: Mapping[GroupId, float] = field(default_factory=dict)  # of groups' errors; none: 1
 
     @property
@@ -73,7 +74,7 @@ class Menu:
     @property
     def widest(self) -> int:
         """How many sources there can be side by side."""
-        return self.sources if self.alone is None else 1
+        return len(self.kept)
 
 
 def menu(
@@ -86,35 +87,37 @@ def menu(
     prices: Sequence[tuple[float, float]] = PRICES,
     widest: float = math.inf,
     known: Menu | None = None,
-    alone: int | None = None,
+    kept: Sequence[int] | None = None,
     emphasis: tuple[float, ...] = (),
 ) -> Menu:
     """The options of every decision, from cached statistics.
 
     ``widest``: a width that no group will exceed, where that is known.
     ``known``: an earlier menu of the same statistics and prices, whose free decisions are kept.
-    ``alone``: no other source gets any slot; ``prices`` don't matter then.
+    ``kept``: no other source gets any slot; ``prices`` don't matter where it is one.
     ``emphasis``: how often every source's relative error counts; none: once each.
     """
     sources = len(programs)
-    outputs = constraints.outputs
-    if alone is not None:
+    some = tuple(range(sources)) if kept is None else tuple(kept)
+    outputs = {
+        g: tuple(without_others(lane, some) for lane in lanes)
+        for g, lanes in constraints.outputs.items()
+    }
+    if len(some) == 1:
         prices = SINGLES_ONLY
-        outputs = {
-            g: tuple(without_others(lane, alone) for lane in lanes) for g, lanes in outputs.items()
-        }
-    read = _Reader(programs, symmetries, statistics, matching, alone, emphasis)
-    memberships = (everyone(sources), *(only(s) for s in range(sources)))
+    read = _Reader(programs, symmetries, statistics, matching, some, emphasis)
+    merged = joint(some) if len(some) > 1 else everyone(sources)
+    memberships = (merged, *(only(s) for s in range(sources)))
     groups = planned_groups(symmetries[0])
     decisions: list[Decision] = []
-    kept = {d.groups: d for d in known.decisions if d.paths} if known else {}
+    known_free = {d.groups: d for d in known.decisions if d.paths} if known else {}
     whole = _closure(constraints.whole, groups)
     together = {g for bundle in whole for g in bundle}
     for family in families(groups):
         ids = {g.id for g in family}
         if ids & outputs.keys() or ids & together:
             continue
-        earlier = kept.get(tuple(g.id for g in family))
+        earlier = known_free.get(tuple(g.id for g in family))
         decisions.append(earlier or _free(read, family, prices, widest))
     for bundle in whole:
         if bundle & outputs.keys():
@@ -124,7 +127,7 @@ def menu(
     for group, lanes in outputs.items():
         decisions.append(_given(group, lanes, memberships, symmetries))
     sizes = {g.id: tuple(int((s.layout.group == g.id).sum()) for s in symmetries) for g in groups}
-    return Menu(tuple(decisions), groups, memberships, matching, sizes, outputs, alone)
+    return Menu(tuple(decisions), groups, memberships, matching, sizes, outputs, some)
 
 
 def _closure(
@@ -238,15 +241,13 @@ class _Reader:
     symmetries: Sequence[Symmetry]
     statistics: Statistics | None
     matching: Matching
-    alone: int | None
+    kept: tuple[int, ...]
     emphasis: tuple[float, ...]
 
     @property
     def apart(self) -> FloatArray:
         """Every channel of every source that takes part, in slots of its own."""
-        sources = len(self.programs)
-        kept = range(sources) if self.alone is None else (self.alone,)
-        return np.array([0.0] + [float(s in kept) for s in range(sources)])
+        return np.array([0.0] + [float(s in self.kept) for s in range(len(self.programs))])
 
     @property
     def merged(self) -> FloatArray:
@@ -254,17 +255,15 @@ class _Reader:
 
     def problem(self, family: Sequence[Group]) -> Problem:
         found = problem(self.programs, self.symmetries, self.statistics, self.matching, family)
-        return replace(found, emphasis=self.emphasis)
+        return replace(found, emphasis=self.emphasis).of(self.kept)
 
     def paths(
         self, family: Sequence[Group], prices: Sequence[tuple[float, float]], limit: int
     ) -> tuple[Path, ...]:
         """Selections, with the numbers of the sources that take part."""
-        problem = self.problem(family)
-        if self.alone is None:
-            return select_all(problem, prices, limit=limit)
-        found = select_all(problem.of(self.alone), prices, limit=limit)
-        return tuple(replace(p, kind=np.full_like(p.kind, self.alone)) for p in found)
+        found = select_all(self.problem(family), prices, limit=limit)
+        number = np.array([*self.kept, MERGED])  # MERGED is the last one, -1
+        return tuple(replace(p, kind=number[p.kind]) for p in found)
 
 
 def _free(
@@ -285,7 +284,7 @@ def _free(
     options = [
         option
         for k, path in enumerate(paths)
-        for option in _path_options(path, k, units, inner, sources, read.alone)
+        for option in _path_options(path, k, units, inner, sources, read.kept)
     ]
     if any(math.isfinite(s) for _, s in prices):
         options.append(Option(read.apart, 0.0, APART, 0))
@@ -311,7 +310,7 @@ def _merged_error(paths: Sequence[Path], prices: Sequence[tuple[float, float]]) 
 
 
 def _path_options(
-    path: Path, index: int, units: int, inner: int, sources: int, alone: int | None
+    path: Path, index: int, units: int, inner: int, sources: int, kept: tuple[int, ...]
 ) -> list[Option]:
     """Prefixes of a path; ``inner``: channels of a unit in the family's smallest group."""
     kinds = np.arange(-1, sources)
@@ -320,16 +319,15 @@ def _path_options(
     options = []
     for length in lengths[lengths > 0]:
         counts = running[length - 1]
-        if _allowed(counts * inner, alone):
+        if _allowed(counts * inner, kept):
             options.append(Option(counts / units, float(path.error[length]), index, int(length)))
     return options
 
 
-def _allowed(channels: IntArray, alone: int | None) -> bool:
+def _allowed(channels: IntArray, kept: tuple[int, ...]) -> bool:
     """No lane of a single channel, and something to read for every source that takes part."""
     readable = channels[0] + channels[1:]
-    needed = readable if alone is None else readable[alone]
-    return bool((channels != SMALLEST - 1).all() and (needed > 0).all())
+    return bool((channels != SMALLEST - 1).all() and (readable[list(kept)] > 0).all())
 
 
 def _whole(
@@ -338,7 +336,7 @@ def _whole(
     """All merged or all apart."""
     ids = tuple(g.id for g in groups)
     apart = Option(read.apart, 0.0, APART, 0)
-    if not prices or read.alone is not None:
+    if not prices or len(read.kept) == 1:
         return Decision(ids, (apart,))
     error = 0.0
     for family in families(groups):

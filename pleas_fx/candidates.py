@@ -8,6 +8,7 @@ candidate is fitted on half the images and judged on the other half, both ways r
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -38,8 +39,9 @@ class Candidate:
         return replace(self.planned[1], sites=self.taught)
 
 
-Decide = Callable[[int], Candidate]  # one source alone, its outputs to be taught
+Decide = Callable[[Sequence[int]], Candidate]  # some sources only, their outputs to be taught
 FitOn = Callable[[Rewritten, Batches], object]  # in place
+Kept = tuple[int, ...]  # sources
 ENOUGH = 1024  # images of a half; of more, some are left out
 
 
@@ -79,19 +81,36 @@ def choose(
     halves = _halves(programs, data, made)
     if not halves:
         return everyone
-    alone = list(_alone(len(programs), decide))
-    if not alone:
+    attempt: Callable[[Kept], list[Tried]] = lambda kept: [  # noqa: E731
+        found for candidate in _decided(decide, kept) for found in _tried(candidate, halves, fit)
+    ]
+    together = list(_tried(everyone, halves, fit))
+    fewer = _grown(len(programs), attempt)
+    if not fewer:
         return everyone
-    tried = [found for candidate in (everyone, *alone) for found in _tried(candidate, halves, fit)]
-    best = max(tried, key=lambda one: one.score)  # the first one, if equal
-    return _noted(best.candidate, tried)
+    best = max((*together, *fewer), key=lambda one: one.score)  # the first one, if equal
+    return _noted(best.candidate, (*together, *fewer))
 
 
-def _alone(sources: int, decide: Decide) -> Iterator[Candidate]:
-    """Every source, where this graph and this budget leave such a network."""
-    for source in range(sources):
-        with suppress(PleasError):
-            yield decide(source)
+def _grown(sources: int, attempt: Callable[[Kept], list[Tried]]) -> list[Tried]:
+    """Every source alone, then others beside the best as long as that helps, never all of them."""
+    kept: Kept = ()
+    best, tried = -math.inf, []
+    while len(kept) < sources - 1:
+        found = {(*kept, s): attempt((*kept, s)) for s in range(sources) if s not in kept}
+        scores = {k: max((one.score for one in own), default=-math.inf) for k, own in found.items()}
+        tried += [one for own in found.values() for one in own]
+        kept = max(scores, key=lambda k: scores[k])
+        if not scores[kept] > best:
+            break
+        best = scores[kept]
+    return tried
+
+
+def _decided(decide: Decide, kept: Kept) -> Iterator[Candidate]:
+    """None where this graph, or this budget, leaves no such network."""
+    with suppress(PleasError):
+        yield decide(sorted(kept))
 
 
 def _tried(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> Iterator[Tried]:

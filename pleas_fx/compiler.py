@@ -31,7 +31,7 @@ from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import PleasError
 from pleas_fx.heads import head_nodes, in_matched_order, output_groups
-from pleas_fx.ir import GroupId, Matching, Plan, Report, Symmetry, letters, only
+from pleas_fx.ir import GroupId, Matching, Plan, Report, Symmetry, joint, letters
 from pleas_fx.owners import attributed
 from pleas_fx.prepare import Prepared, prepare, refusals
 from pleas_fx.request import Clock, Options
@@ -159,11 +159,11 @@ def decide(
     options: Options,
     clock: Clock,
     *,
-    alone: int | None = None,
+    kept: Sequence[int] | None = None,
     emphasis: Emphasis = ONCE,
     menus: dict[tuple[float, ...], Menu] | None = None,
 ) -> tuple[Plan, Rewritten]:
-    """A plan within the budget and the network it gives; ``alone``: of one source only.
+    """A plan within the budget and the network it gives; ``kept``: of some sources only.
 
     Where the graph refuses a plan, the groups at that place become whole and planning repeats.
     ``menus``: of earlier plans from the same statistics, by the emphasis on sources; added to.
@@ -182,7 +182,7 @@ def decide(
                 prices=_prices(options, len(prepared.programs)),
                 widest=options.budget.width or math.inf,
                 known=choices,
-                alone=alone,
+                kept=kept,
                 emphasis=emphasis.sources,
             )
             menus[emphasis.sources] = choices
@@ -217,7 +217,7 @@ def settle(
     clock: Clock,
     made: Batches | None = None,
 ) -> Candidate:
-    """The plan of all sources, or of one alone where that is judged to be better.
+    """The plan of all sources, or of one or some where that is judged to be better.
 
     Widths ask for slots of every group, so all sources take part. What is ``made`` beside the data
     judges only where there are no data.
@@ -230,17 +230,18 @@ def settle(
 
     outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
 
-    def alone(source: int) -> Candidate:
-        plan, rewritten = decide(prepared, observed, inputs, options, clock, alone=source)
-        whole = not any(group.dropped[source] for group in plan.groups)
+    def of_some(kept: Sequence[int]) -> Candidate:
+        plan, rewritten = decide(prepared, observed, inputs, options, clock, kept=kept)
+        whole = len(kept) == 1 and not any(group.dropped[kept[0]] for group in plan.groups)
         taught = taught_by_all(rewritten, outputs)
-        return Candidate(f"source {letters(only(source))} alone", (plan, rewritten), taught, whole)
+        title = f"source{'s' if len(kept) > 1 else ''} {letters(joint(kept))} alone"
+        return Candidate(title, (plan, rewritten), taught, whole)
 
     def fitted(rewritten: Rewritten, images: Batches) -> object:
         with clock.time("judge"):
             return _fit(prepared, rewritten, observed.matching, images, options)
 
-    return choose(prepared.programs, judging, everyone, alone, fitted, made)
+    return choose(prepared.programs, judging, everyone, of_some, fitted, made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ a *slot* is one channel of the merged network, its *membership* the sources it s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
@@ -25,6 +25,11 @@ Membership = NewType("Membership", int)  # bit s is set when source s is a membe
 def everyone(sources: int) -> Membership:
     """The membership that holds all ``sources`` sources."""
     return Membership((1 << sources) - 1)
+
+
+def joint(sources: Iterable[int]) -> Membership:
+    """The membership that holds some sources."""
+    return Membership(sum(1 << s for s in sources))
 
 
 def only(source: int) -> Membership:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pleas_fx.ir import GroupId, IntArray, Lane, Layout, Membership, members, only
+from pleas_fx.ir import GroupId, IntArray, Lane, Layout, Membership, joint, members, only
 from pleas_fx.permuting import occurrences
 
 
@@ -94,10 +94,11 @@ def whole_lane(source: int, size: int, sources: int) -> Lane:
     return lane_of(only(source), np.tile(np.arange(size), (sources, 1)), sources)
 
 
-def without_others(lane: Lane, source: int) -> Lane:
-    """The same slots with the channels of one source only."""
-    others = np.arange(lane.channels.shape[1]) != source
-    return Lane(only(source), np.where(others, -1, lane.channels))
+def without_others(lane: Lane, kept: Sequence[int]) -> Lane:
+    """The same slots with the channels of some sources only."""
+    own = set(members(lane.membership)) & set(kept)
+    others = ~np.isin(np.arange(lane.channels.shape[1]), list(own))
+    return Lane(joint(own), np.where(others, -1, lane.channels))
 
 
 def class_of_channel(layout: Layout, group: GroupId) -> IntArray:

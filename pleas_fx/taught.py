@@ -1,4 +1,4 @@
-"""One source's layers, and outputs fitted to what all sources say.
+"""The layers of one source, or a few, and outputs fitted to what all sources say.
 
 A source that is taken alone has seen one kind of images; its last layers can still learn from the
 others what to answer on theirs (docs/decisions/2026-11-29-taught.md).
@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from passes.rewrite import Rewritten, Site
-from pleas_fx.ir import GroupId, Layout, members
+from pleas_fx.ir import GroupId, Layout
 
 
 def taught_by_all(rewritten: Rewritten, outputs: Set[GroupId]) -> tuple[Site, ...]:
-    """The layers of one source's network that make ``outputs``, to be fitted to those of all.
+    """The layers of some sources' network that make ``outputs``, to be fitted to those of all.
 
     Every output has to stand for the same one of every source.
     """
@@ -35,5 +35,5 @@ def _gives(layout: Layout, site: Site, outputs: Set[GroupId]) -> bool:
 
 
 def _taught(site: Site) -> Site:
-    (source,) = members(site.membership)
-    return replace(site, taught=np.where(site.rows < 0, site.rows[:, [source]], site.rows))
+    own = site.rows.max(1, keepdims=True)
+    return replace(site, taught=np.where(site.rows < 0, own, site.rows))

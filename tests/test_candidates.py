@@ -35,7 +35,7 @@ def alone(name: str, source: int, flops: float) -> tuple[Plan, nn.Module]:
     inputs = doubled(NETWORKS[name].inputs())
     prepared = prepare(precise(NETWORKS[name], 0, 1), inputs, options, clock)
     observed = look(prepared, data(name), options, clock)
-    plan, rewritten = decide(prepared, observed, inputs, options, clock, alone=source)
+    plan, rewritten = decide(prepared, observed, inputs, options, clock, kept=[source])
     return plan, rewritten.module
 
 

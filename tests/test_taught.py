@@ -46,7 +46,7 @@ def first_alone(name: str, models: list[nn.Module]) -> tuple[Prepared, Rewritten
     prepared = prepare(models, inputs, options, Clock())
     data = collect([doubled(NETWORKS[name].batch(12, seed=5))], inputs=len(inputs))
     observed = look(prepared, data, options, Clock())
-    _, rewritten = decide(prepared, observed, inputs, options, Clock(), alone=0)
+    _, rewritten = decide(prepared, observed, inputs, options, Clock(), kept=[0])
     outs = output_groups(prepared.programs[0], prepared.symmetries[0])
     return prepared, rewritten, taught_by_all(rewritten, outs)
 
@@ -103,7 +103,5 @@ def test_a_merge_takes_it_where_it_answers_best(flops: float) -> None:
     """Sources with one body: what both say needs the channels of one only."""
     (model,) = precise(NETWORKS["narrow_resnet"], 0)
     (images,) = doubled(NETWORKS["narrow_resnet"].batch(256, seed=4))
-    found = pf.merge(
-        [model, otherwise(model)], images, flops=flops, heads="shared", progress=False
-    )
+    found = pf.merge([model, otherwise(model)], images, flops=flops, heads="shared", progress=False)
     assert "taught by all" in found.plan.note

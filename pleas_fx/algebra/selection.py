@@ -75,10 +75,17 @@ class Problem:
         weighting = [q.to(torch.float32) for q in self.weighting]
         return replace(self, covariance=self.covariance.float(), weighting=weighting)
 
-    def of(self, source: int) -> Problem:
-        """One source by itself."""
-        own = slice(source * self.size, (source + 1) * self.size)
-        return Problem(self.covariance[own, own], [self.weighting[source]], self.unit)
+    def of(self, kept: Sequence[int]) -> Problem:
+        """Some sources by themselves."""
+        if len(kept) == self.sources:
+            return self
+        own = torch.cat([torch.arange(self.size) + s * self.size for s in kept])
+        return replace(
+            self,
+            covariance=self.covariance[own[:, None], own],
+            weighting=[self.weighting[s] for s in kept],
+            emphasis=tuple(self.emphasis[s] for s in kept) if self.emphasis else (),
+        )
 
 
 def select(
