@@ -1,13 +1,15 @@
-"""Which candidate is best: all sources, or one alone.
+"""Which candidate is best: all sources, or the layers of one or a few.
 
 Where all sources have the same outputs and the budget is small, one source thinned may be better
-than all of them thinned further. No predicted error tells (docs/accuracy-findings.md), so every
-candidate is fitted on half the images and judged on the other half, both ways round.
+than all of them thinned further; its outputs may learn from the others all the same
+(docs/decisions/2026-11-29-taught.md). No predicted error tells (docs/accuracy-findings.md), so
+every candidate is fitted on half the images and judged on the other half, both ways round.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -42,6 +44,7 @@ class Candidate:
 Decide = Callable[[Sequence[int]], Candidate]  # some sources only, their outputs to be taught
 FitOn = Callable[[Rewritten, Batches], object]  # in place
 Kept = tuple[int, ...]  # sources
+SHOWN = 6  # candidates of a note
 ENOUGH = 1024  # images of a half; of more, some are left out
 
 
@@ -81,30 +84,35 @@ def choose(
     halves = _halves(programs, data, made)
     if not halves:
         return everyone
-    attempt: Callable[[Kept], list[Tried]] = lambda kept: [  # noqa: E731
-        found for candidate in _decided(decide, kept) for found in _tried(candidate, halves, fit)
-    ]
-    together = list(_tried(everyone, halves, fit))
+
+    def attempt(kept: Kept) -> list[Tried]:
+        decided = _decided(decide, kept)
+        return [found for candidate in decided for found in _tried(candidate, halves, fit)]
+
     fewer = _grown(len(programs), attempt)
     if not fewer:
         return everyone
-    best = max((*together, *fewer), key=lambda one: one.score)  # the first one, if equal
-    return _noted(best.candidate, (*together, *fewer))
+    tried = [*_tried(everyone, halves, fit), *fewer]
+    best = max(tried, key=lambda one: one.score)  # the first one, if equal
+    return _noted(best.candidate, tried)
 
 
 def _grown(sources: int, attempt: Callable[[Kept], list[Tried]]) -> list[Tried]:
     """Every source alone, then others beside the best as long as that helps, never all of them."""
     kept: Kept = ()
-    best, tried = -math.inf, []
+    best, tried = -math.inf, list[Tried]()
     while len(kept) < sources - 1:
         found = {(*kept, s): attempt((*kept, s)) for s in range(sources) if s not in kept}
-        scores = {k: max((one.score for one in own), default=-math.inf) for k, own in found.items()}
-        tried += [one for own in found.values() for one in own]
-        kept = max(scores, key=lambda k: scores[k])
-        if not scores[kept] > best:
+        tried += itertools.chain.from_iterable(found.values())
+        kept = max(found, key=lambda k: _best(found[k]))
+        if not _best(found[kept]) > best:
             break
-        best = scores[kept]
+        best = _best(found[kept])
     return tried
+
+
+def _best(tried: Sequence[Tried]) -> float:
+    return max((one.score for one in tried), default=-math.inf)
 
 
 def _decided(decide: Decide, kept: Kept) -> Iterator[Candidate]:
@@ -124,7 +132,7 @@ def _tried(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> Iterator
         return
     for trial, half in zip(trials, halves, strict=True):
         fit(trial.teaching, half.fitted)
-    title = f"{candidate.title}, its outputs taught by all"
+    title = f"{candidate.title}, outputs taught by all"
     yield Tried(replace(candidate, title=title), _score(trials, halves))
 
 
@@ -140,9 +148,12 @@ def copied(candidate: Candidate) -> Candidate:
 
 
 def _noted(chosen: Candidate, compared: Sequence[Tried]) -> Candidate:
-    """Say what was compared."""
+    """Say what was compared, the best first."""
     plan, rewritten = chosen.planned
-    scores = "; ".join(f"{tried.candidate.title} {tried.score:.3f}" for tried in compared)
+    ranked = sorted(compared, key=lambda tried: -tried.score)
+    scores = "; ".join(f"{tried.candidate.title} {tried.score:.3f}" for tried in ranked[:SHOWN])
+    if len(ranked) > SHOWN:
+        scores += f"; {len(ranked) - SHOWN} others less"
     note = (
         f"{chosen.title}: what the sources give to the answers on images that weren't fitted on "
         f"({scores})"

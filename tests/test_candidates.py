@@ -1,8 +1,9 @@
-"""One source alone: a plan in which the others have no channel, taken where it does better."""
+"""One source or a few: plans in which the others have no channel, taken where they do better."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -21,6 +22,8 @@ from tests.networks import NETWORKS
 
 EXACT = 1e-9  # relative, float64
 NAME = "narrow_resnet"
+SEVERAL = """narrow_resnet densenet resnext group_norm_resnet gated mobilenet_v2 shufflenet_v2
+    lambda shared cnn1d padded_shortcut nested_blocks detector""".split()
 
 
 def data(name: str) -> Batches:
@@ -29,13 +32,15 @@ def data(name: str) -> Batches:
     return collect([doubled(b) for b in calibration(name)], inputs=inputs)
 
 
-def alone(name: str, source: int, flops: float) -> tuple[Plan, nn.Module]:
-    """One source of two, planned and rewritten, not fitted."""
+def of_some(
+    name: str, seeds: Sequence[int], kept: Sequence[int], flops: float
+) -> tuple[Plan, nn.Module]:
+    """Some of the sources with these seeds, planned and rewritten, not fitted."""
     options, clock = Options(Budget(flops=flops), heads="shared"), Clock()
     inputs = doubled(NETWORKS[name].inputs())
-    prepared = prepare(precise(NETWORKS[name], 0, 1), inputs, options, clock)
+    prepared = prepare(precise(NETWORKS[name], *seeds), inputs, options, clock)
     observed = look(prepared, data(name), options, clock)
-    plan, rewritten = decide(prepared, observed, inputs, options, clock, kept=[source])
+    plan, rewritten = decide(prepared, observed, inputs, options, clock, kept=kept)
     return plan, rewritten.module
 
 
@@ -44,24 +49,34 @@ def test_alone_at_its_own_cost_a_source_is_itself(name: str) -> None:
     """Whatever operators it has; the control is the other source."""
     inputs = doubled(NETWORKS[name].inputs())
     own, other = precise(NETWORKS[name], 1, 0)
-    _, module = alone(name, 1, 1.0)
+    _, module = of_some(name, [0, 1], [1], 1.0)
     assert worst(outputs(module, inputs), outputs(own, inputs)) < EXACT
     assert worst(outputs(module, inputs), outputs(other, inputs)) > 1e-3
     assert pf.count(module, inputs).flops <= pf.count(own, inputs).flops
 
 
+@pytest.mark.parametrize("name", SEVERAL)
+def test_two_of_three_are_merged_as_if_there_were_no_third(name: str) -> None:
+    """At their own cost, whatever operators they have; the control is another pair."""
+    inputs = doubled(NETWORKS[name].inputs())
+    _, module = of_some(name, [0, 1, 2], [0, 2], 2.0)
+    own, other = (of_some(name, pair, [0, 1], 2.0)[1] for pair in ([0, 2], [0, 1]))
+    assert worst(outputs(module, inputs), outputs(own, inputs)) < EXACT
+    assert worst(outputs(module, inputs), outputs(other, inputs)) > 1e-3
+
+
 @pytest.mark.parametrize("name", [NAME, "densenet", "resnext", "group_norm_resnet", "gated"])
-@pytest.mark.parametrize("source", [0, 1])
-def test_the_others_have_no_channel_at_all(name: str, source: int) -> None:
-    """In any group, at a budget that thins the one that is kept."""
-    plan, module = alone(name, source, 0.6)
-    other = 1 - source
+@pytest.mark.parametrize("kept", [(0,), (1,), (0, 2), (1, 2)])
+def test_the_others_have_no_channel_at_all(name: str, kept: tuple[int, ...]) -> None:
+    """In any group, at a budget that thins what is kept."""
+    plan, module = of_some(name, [0, 1, 2], kept, 0.6)
     for group in plan.groups:
         assert group.slots
-        assert not group.kept[other]
-        assert not group.merged
+        for lane in group.lanes:
+            assert {s for s in range(3) if lane.membership >> s & 1} <= {*kept}
+            assert not (lane.channels[:, [s for s in range(3) if s not in kept]] >= 0).any()
     inputs = doubled(NETWORKS[name].inputs())
-    (model,) = precise(NETWORKS[name], source)
+    (model,) = precise(NETWORKS[name], kept[0])
     assert pf.count(module, inputs).flops <= 0.6 * pf.count(model, inputs).flops * 1.000001
 
 
@@ -111,6 +126,18 @@ def test_a_source_that_decides_every_answer_is_taken_alone() -> None:
     ]
     assert right[0] == 1.0
     assert right[1] < 0.9
+
+
+def test_two_of_three_are_taken_where_the_third_only_costs() -> None:
+    """The third answers nothing; what the others say is what all say, and takes both of them."""
+    models = precise(NETWORKS[NAME], 0, 1, 2)
+    last = [m for m in models[2].modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    found = pf.merge(models, images(), flops=1.9, heads="shared", trials=0, progress=False)
+    assert {s for g in found.plan.groups for s in range(3) if g.kept[s]} == {0, 1}
+    assert found.plan.note.startswith("sources AB alone")
 
 
 def test_widths_own_heads_and_full_budgets_leave_all_sources_in() -> None:

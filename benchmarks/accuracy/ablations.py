@@ -32,7 +32,7 @@ from passes import fit as fitting
 from passes._rows import Rows, mean_rows
 from passes.match import match_weights
 from passes.rewrite import Rewritten, Site, rewrite
-from pleas_fx import budget, compiler, contest
+from pleas_fx import budget, candidates, compiler, contest
 from pleas_fx import options as weighing
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
@@ -126,6 +126,23 @@ def _spread(value: float) -> Variation:
     )
 
 
+def _judged(name: str, title: str, module: Any, constant: str, value: Any) -> Variation:
+    """As the default, which judges candidates and contests plans."""
+    return Variation(
+        name,
+        f"candidates judged, plans contested, {title}",
+        lambda options: replace(options, contest=True),
+        module=module,
+        constant=constant,
+        value=value,
+    )
+
+
+def singles(sources: int, attempt: Callable[[Sequence[int]], list[Any]]) -> list[Any]:
+    """Candidates of one source each."""
+    return [tried for source in range(sources) for tried in attempt((source,))]
+
+
 def _on_weights() -> Variation:
     """Nothing is read off the activations but widths."""
 
@@ -161,6 +178,8 @@ _BATCHES, _TARGETS = Rows.batches, Rows.targets
 
 def own_batches(rows: Rows, site: Site) -> tuple[int, ...]:
     """In hidden layers too, where it is known whose images they are."""
+    if site.taught is not None:
+        return _BATCHES(rows, site)
     own = [s for s in range(len(rows.programs)) if site.membership == 1 << s]
     known = [k for k, owner in enumerate(rows.settings.owners) if owner in own]
     return tuple(known) or _BATCHES(rows, site)
@@ -221,14 +240,15 @@ _ALL = (
         for n in (16, 64)
     ),
     *(_spread(v) for v in (0.4, 1.6)),
-    Variation(
+    _judged(
         "nobodys",
-        "candidates judged, plans contested, images without an owner stay nobody's",
-        lambda options: replace(options, contest=True),
-        module=compiler,
-        constant="attributed",
-        value=lambda _, data, *__: (data, ()),
+        "images without an owner stay nobody's",
+        compiler,
+        "attributed",
+        lambda _, data, *__: (data, ()),
     ),
+    _judged("untaught", "outputs never taught", compiler, "taught_by_all", lambda *_: ()),
+    _judged("singles", "all sources or one", candidates, "_grown", singles),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(
         _option(f"rows-{n}", f"{n} rows an unknown (default 8)", rows_per_unknown=n)
