@@ -42,7 +42,8 @@ class Candidate:
 
 
 Decide = Callable[[Sequence[int]], Candidate]  # some sources only, their outputs to be taught
-FitOn = Callable[[Rewritten, Batches], object]  # in place
+Fit = Callable[[Rewritten], object]  # in place
+FitOn = Callable[[Batches], Fit]  # what many fits to the same images share is done once
 Kept = tuple[int, ...]  # sources
 SHOWN = 6  # candidates of a note
 ENOUGH = 1024  # images of a half; of more, some are left out
@@ -50,9 +51,9 @@ ENOUGH = 1024  # images of a half; of more, some are left out
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """Images to fit on, others to judge on, and what the sources say of these."""
+    """A fit to some images, others to judge on, and what the sources say of these."""
 
-    fitted: Batches
+    fit: Fit
     judged: Batches
     wanted: Answers  # what networks are fitted to
 
@@ -74,25 +75,25 @@ def choose(
     data: Batches,
     everyone: Candidate,
     decide: Decide,
-    fit: FitOn,
+    fit_on: FitOn,
     made: Batches | None = None,
 ) -> Candidate:
     """The best candidate; ``everyone`` where none is better, or where that can't be told.
 
     What was ``made`` beside the data is fitted on, too, but doesn't judge.
     """
-    halves = _halves(programs, data, made)
+    halves = _halves(programs, data, fit_on, made)
     if not halves:
         return everyone
 
     def attempt(kept: Kept) -> list[Tried]:
         decided = _decided(decide, kept)
-        return [found for candidate in decided for found in _tried(candidate, halves, fit)]
+        return [found for candidate in decided for found in _tried(candidate, halves)]
 
     fewer = _grown(len(programs), attempt)
     if not fewer:
         return everyone
-    tried = [*_tried(everyone, halves, fit), *fewer]
+    tried = [*_tried(everyone, halves), *fewer]
     best = max(tried, key=lambda one: one.score)  # the first one, if equal
     return _noted(best.candidate, tried)
 
@@ -121,17 +122,17 @@ def _decided(decide: Decide, kept: Kept) -> Iterator[Candidate]:
         yield decide(sorted(kept))
 
 
-def _tried(candidate: Candidate, halves: Sequence[Half], fit: FitOn) -> Iterator[Tried]:
+def _tried(candidate: Candidate, halves: Sequence[Half]) -> Iterator[Tried]:
     """A candidate as it is, and with its outputs taught."""
     trials = [copied(candidate) for _ in halves]
     if not candidate.whole:
         for trial, half in zip(trials, halves, strict=True):
-            fit(trial.planned[1], half.fitted)
+            half.fit(trial.planned[1])
     yield Tried(replace(candidate, taught=()), _score(trials, halves))
     if not candidate.taught:
         return
     for trial, half in zip(trials, halves, strict=True):
-        fit(trial.teaching, half.fitted)
+        half.fit(trial.teaching)
     title = f"{candidate.title}, outputs taught by all"
     yield Tried(replace(candidate, title=title), _score(trials, halves))
 
@@ -162,7 +163,9 @@ def _noted(chosen: Candidate, compared: Sequence[Tried]) -> Candidate:
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
 
 
-def _halves(programs: Sequence[Program], data: Batches, made: Batches | None) -> list[Half]:
+def _halves(
+    programs: Sequence[Program], data: Batches, fit_on: FitOn, made: Batches | None
+) -> list[Half]:
     """Fit on one half and judge on the other, both ways; empty where there is only one image."""
     step = max(2, data.examples // ENOUGH)
     parts = [data.every(step, first) for first in (0, 1)]
@@ -172,5 +175,5 @@ def _halves(programs: Sequence[Program], data: Batches, made: Batches | None) ->
     for fitted, judged in (parts, parts[::-1]):
         each = tuple(answers(p.module, judged.batches) for p in programs)
         wanted = expected(each, judged.owners)
-        halves.append(Half(combined(fitted, made) or fitted, judged, wanted))
+        halves.append(Half(fit_on(combined(fitted, made) or fitted), judged, wanted))
     return halves

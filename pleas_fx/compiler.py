@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -237,11 +237,18 @@ def settle(
         title = f"source{'s' if len(kept) > 1 else ''} {letters(joint(kept))} alone"
         return Candidate(title, (plan, rewritten), taught, whole)
 
-    def fitted(rewritten: Rewritten, images: Batches) -> object:
-        with clock.time("judge"):
-            return _fit(prepared, rewritten, observed.matching, images, options)
+    with ExitStack() as stores:
 
-    return choose(prepared.programs, judging, everyone, of_some, fitted, made)
+        def fit_on(images: Batches) -> Callable[[Rewritten], object]:
+            targets = _targets(prepared, images, options, stores.enter_context(closing(Store())))
+
+            def fitted(rewritten: Rewritten) -> object:
+                with clock.time("judge"):
+                    return _fit(prepared, rewritten, observed.matching, images, options, targets)
+
+            return fitted
+
+        return choose(prepared.programs, judging, everyone, of_some, fit_on, made)
 
 
 @dataclass(frozen=True, slots=True)
