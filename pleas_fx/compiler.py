@@ -26,7 +26,7 @@ from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate, choose, copied
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
-from pleas_fx.contest import FEWEST, FOLDS, IMAGES, Emphasis, affordable, contest, takes_part
+from pleas_fx.contest import FEWEST, FOLDS, IMAGES, Emphasis, affordable, contest
 from pleas_fx.costs import count
 from pleas_fx.data_free import correct
 from pleas_fx.errors import PleasError
@@ -133,14 +133,10 @@ def plan_only(
     """The plan of a merge; only candidates that have to be judged are fitted for it."""
     prepared = prepare(models, inputs, options, clock)
     supply = _supply(prepared, data, inputs, options, clock)
-    data, everything = supply.data, supply.everything
+    everything = supply.everything
     observed = look(prepared, everything, options, clock)
-    chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
-    trials = _trials(prepared, chosen, data, inputs, options)
-    if trials is not None:
-        fitting = Fitting(prepared, observed, everything, options, clock)
-        chosen, _ = contested(chosen, fitting, inputs, trials)
-    return chosen.planned[0]
+    fitting = Fitting(prepared, observed, everything, options, clock)
+    return settle(fitting, supply, inputs)[0].planned[0]
 
 
 MENUS = {
@@ -209,25 +205,39 @@ def _prices(options: Options, sources: int) -> tuple[tuple[float, float], ...]:
 
 
 def settle(
-    prepared: Prepared,
-    observed: Observed,
-    inputs: tuple[Tensor, ...],
-    data: Batches | None,
-    options: Options,
-    clock: Clock,
-    made: Batches | None = None,
-) -> Candidate:
-    """The plan of all sources, or of one or some where that is judged to be better.
+    fitting: Fitting, supply: Supply, inputs: tuple[Tensor, ...]
+) -> tuple[Candidate, Outcome | None]:
+    """What to take: the best plan of all sources, or of some where that is judged to be better.
 
-    Widths ask for slots of every group, so all sources take part. What is ``made`` beside the data
+    The plan of all sources may have been fitted on the way; else there is no outcome.
+    """
+    own = fitting
+    planned = decide(own.prepared, own.observed, inputs, own.options, own.clock)
+    everyone = Candidate("all sources", planned)
+    trials = _trials(own.prepared, supply.data, inputs, own.options)
+    if trials is None:
+        return judged(everyone, fitting, supply, inputs), None
+    done = contested(everyone, fitting, inputs, trials)
+    chosen = judged(done.candidate, fitting, supply, inputs)
+    same = chosen.planned[1] is done.candidate.planned[1]
+    return chosen, done if same else None
+
+
+def judged(
+    everyone: Candidate, fitting: Fitting, supply: Supply, inputs: tuple[Tensor, ...]
+) -> Candidate:
+    """``everyone``, or some sources where that is better.
+
+    Widths ask for slots of every group, so all sources take part. What is made beside the data
     judges only where there are no data.
     """
-    everyone = Candidate("all sources", decide(prepared, observed, inputs, options, clock))
-    judging, made = (data, made) if data is not None else (made, None)
-    competes = options.contests(len(prepared.programs)) and _same_outputs(prepared)
-    if judging is None or not competes:
+    prepared, observed = fitting.prepared, fitting.observed
+    options, clock = fitting.options, fitting.clock
+    judging, made = (supply.data, supply.made) if supply.data is not None else (supply.made, None)
+    if judging is None or not options.contests(len(prepared.programs)):
         return everyone
-
+    if not _same_outputs(prepared):
+        return everyone
     outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
 
     def of_some(kept: Sequence[int]) -> Candidate:
@@ -263,12 +273,17 @@ class Fitting:
     targets: Targets | None = None
     folds: int = 1
 
-    def run(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
+    def run(self, candidate: Candidate) -> Fitted:
         """In place."""
         fitted = self._fit(candidate.planned[1])
         if candidate.taught:
             fitted = fitted.then(self._fit(candidate.teaching))
-        return candidate, fitted
+        return fitted
+
+    def outcome(self, candidate: Candidate) -> Outcome:
+        """Of a copy."""
+        network = copied(candidate)
+        return Outcome(candidate, network.planned[1], self.run(network))
 
     def _fit(self, rewritten: Rewritten) -> Fitted:
         with self.clock.time("fit"):
@@ -293,30 +308,39 @@ class Fitting:
         return replace(self, data=some, targets=targets, folds=FOLDS)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A candidate, and what fitting a copy of it gave."""
+
+    candidate: Candidate
+    network: Rewritten
+    fitted: Fitted
+
+
 def contested(
-    chosen: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...], trials: int
-) -> tuple[Candidate, Fitted]:
-    """What leaves least, fitted: ``chosen``, or a plan with other emphasis."""
+    first: Candidate, fitting: Fitting, inputs: tuple[Tensor, ...], trials: int
+) -> Outcome:
+    """What leaves least: ``first``, or a plan with other emphasis."""
     with closing(Store()) as store:
         some = fitting.on_some(store) if trials else fitting
-        plans = Trials(chosen, fitting, some, inputs, {})
+        plans = Trials(first, fitting, some, inputs, {})
         best = contest(
-            plans.fitted(chosen),
+            some.outcome(first),
             len(fitting.prepared.programs),
             plans.groups,
             plans.attempt,
-            lambda found: found[1].left,
+            lambda found: found.fitted.left,
             seed=fitting.options.seed,
             trials=trials,
         )
-    return best if some is fitting else fitting.run(best[0])
+    return best if some is fitting else fitting.outcome(best.candidate)
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
     """What a contest of plans takes: ``some`` images to fit to, and menus to choose from."""
 
-    chosen: Candidate
+    first: Candidate
     fitting: Fitting
     some: Fitting
     inputs: tuple[Tensor, ...]
@@ -329,12 +353,7 @@ class Trials:
         found = planned_groups(prepared.symmetries[0])
         return [g.id for g in found if g.id not in prepared.given]
 
-    def fitted(self, candidate: Candidate) -> tuple[Candidate, Fitted]:
-        """Itself, and what fitting it gave; a copy of it, where that isn't the last word."""
-        tried = candidate if self.some is self.fitting else copied(candidate)
-        return candidate, self.some.run(tried)[1]
-
-    def attempt(self, emphasis: Emphasis) -> tuple[Candidate, Fitted] | None:
+    def attempt(self, emphasis: Emphasis) -> Outcome | None:
         """With another plan; None where this graph, or this budget, leaves no such network."""
         own = self.fitting
         try:
@@ -349,16 +368,12 @@ class Trials:
             )
         except PleasError:
             return None
-        note = "; ".join(filter(None, (self.chosen.planned[0].note, str(emphasis))))
-        return self.fitted(replace(self.chosen, planned=(replace(plan, note=note), rewritten)))
+        planned = replace(plan, note=str(emphasis)), rewritten
+        return self.some.outcome(replace(self.first, planned=planned))
 
 
 def _trials(
-    prepared: Prepared,
-    chosen: Candidate,
-    data: Batches | None,
-    inputs: tuple[Tensor, ...],
-    options: Options,
+    prepared: Prepared, data: Batches | None, inputs: tuple[Tensor, ...], options: Options
 ) -> int | None:
     """How many weights of groups are tried, besides those of sources; None: no other plan at all.
 
@@ -366,8 +381,6 @@ def _trials(
     """
     sources = len(prepared.programs)
     if data is None or options.trials == 0 or not options.contests(sources):
-        return None
-    if len(takes_part(chosen.planned[0])) < sources:
         return None
     if options.trials is not None:
         return options.trials if data.examples >= FEWEST * sources else 0
@@ -392,17 +405,17 @@ def compile_models(
     """All passes in order: trace, groups, observe, match, plan, rewrite, judge, fit."""
     prepared = prepare(models, inputs, options, clock)
     supply = _supply(prepared, data, inputs, options, clock)
-    data, everything = supply.data, supply.everything
+    everything = supply.everything
     with closing(Store()) as store:
         targets = _targets(prepared, everything, options, store)
         observed = look(prepared, everything, options, clock, targets)
-        chosen = settle(prepared, observed, inputs, data, options, clock, supply.made)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
-        trials = _trials(prepared, chosen, data, inputs, options)
-        chosen, fitted = (
-            fitting.run(chosen) if trials is None else contested(chosen, fitting, inputs, trials)
-        )
-    plan, rewritten = chosen.planned
+        chosen, done = settle(fitting, supply, inputs)
+        plan, rewritten = chosen.planned
+        if done is not None:
+            rewritten, fitted = done.network, done.fitted
+        else:
+            fitted = fitting.run(chosen)
     rewritten.module.requires_grad_(True)
     report = Report(
         layers=fitted.layers,

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pleas_fx.ir import GroupId, Plan, letters, members, only
+from pleas_fx.ir import GroupId, letters, only
 
 Outcome = TypeVar("Outcome")
 
@@ -121,9 +121,3 @@ def _of_groups(
 
 def _only(source: int, times: float, sources: int) -> Emphasis:
     return Emphasis(tuple(times if s == source else 1.0 for s in range(sources)))
-
-
-def takes_part(plan: Plan) -> set[int]:
-    """The sources that have slots."""
-    lanes = (lane for group in plan.groups for lane in group.lanes if len(lane))
-    return {s for lane in lanes for s in members(lane.membership)}

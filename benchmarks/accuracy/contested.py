@@ -28,7 +28,7 @@ from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
 from pleas_fx import compiler
-from pleas_fx.candidates import Candidate, copied
+from pleas_fx.candidates import Candidate
 from pleas_fx.contest import SPREAD, Emphasis
 from pleas_fx.ir import GroupId
 
@@ -65,7 +65,7 @@ def plans(
     ) -> Any:
         tried = [first, *(attempt(emphasis) for emphasis in emphases(count, groups, draws))]
         kept = [one for one in tried if one is not None]
-        found.extend((left(one), _fitted(fittings[0], one[0])) for one in kept)
+        found.extend((left(one), _fitted(fittings[0], one.candidate)) for one in kept)
         return first
 
     with (
@@ -88,8 +88,7 @@ def emphases(count: int, groups: Sequence[GroupId], draws: int) -> Iterator[Emph
 
 
 def _fitted(fitting: compiler.Fitting, candidate: Candidate) -> nn.Module:
-    whole, _ = fitting.run(copied(candidate))
-    return whole.planned[1].module
+    return fitting.outcome(candidate).network.module
 
 
 def tried(
