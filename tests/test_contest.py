@@ -153,6 +153,17 @@ def test_a_source_that_counts_more_keeps_more(forced: Forced) -> None:
     assert str(planned) == str(result.plan)
 
 
+def test_the_contested_plan_is_what_is_judged_beside_a_source_alone(forced: Forced) -> None:
+    """With shared outputs; its note stands before the judge's where it is taken."""
+    forced(Emphasis((1.0, 4.0)))
+    result = merged(heads="shared", flops=1.0)
+    note = result.plan.note
+    assert "all sources" in note
+    assert "alone" in note
+    taken = note.startswith("errors of source B count 4 times")
+    assert taken == (kept(result.plan, 0) > 0 < kept(result.plan, 1))
+
+
 def test_a_group_that_counts_more_keeps_more(forced: Forced) -> None:
     """Within the same budget, which the other groups pay for; the control has equal weights."""
     equal = merged(trials=0).plan
