@@ -17,6 +17,7 @@ from passes.lower import lower
 from passes.synthesise import ENOUGH, divergence, synthesise
 from passes.trace import trace
 from pleas_fx import candidates, complement
+from pleas_fx.calibration import Batches
 from pleas_fx.ir import Program
 from tests.conftest import AS_SHIPPED
 from tests.merging import clone, of_images, outputs, worst
@@ -131,18 +132,24 @@ def test_made_inputs_dont_judge_where_there_are_data(monkeypatch: pytest.MonkeyP
     """They are fitted on in both halves."""
     network = NETWORKS["resnet"]
     models = [network.make(0), network.make(1)]
-    seen: list[candidates.Half] = []
-    tried = candidates._tried
+    fitted: list[int] = []
+    judged: list[int] = []
+    halves = candidates._halves
 
-    def watched(candidate: object, halves: list[candidates.Half], fit: object) -> object:
-        seen.extend(halves)
-        return tried(candidate, halves, fit)  # type: ignore[arg-type]
+    def watched(programs: Any, data: Any, fit_on: candidates.FitOn, made: Any) -> Any:
+        def watching(images: Batches) -> candidates.Fit:
+            fitted.append(images.examples)
+            return fit_on(images)
 
-    monkeypatch.setattr(candidates, "_tried", watched)
+        found = halves(programs, data, watching, made)
+        judged.extend(half.judged.examples for half in found)
+        return found
+
+    monkeypatch.setattr(candidates, "_halves", watched)
     (images,) = network.batch(8, 0)
     pf.merge(models, images, flops=1.0, heads="shared", progress=False, synthetic=3)
-    assert [half.judged.examples for half in seen[:2]] == [4, 4]
-    assert [half.fitted.examples for half in seen[:2]] == [4 + 6, 4 + 6]
+    assert judged == [4, 4]
+    assert fitted == [4 + 6, 4 + 6]
 
 
 def test_the_same_seed_makes_the_same_inputs_and_sources_stay_as_they_are(
