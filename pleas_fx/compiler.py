@@ -211,10 +211,10 @@ def settle(
 
     The plan of all sources may have been fitted on the way; else there is no outcome.
     """
-    own = fitting
-    planned = decide(own.prepared, own.observed, inputs, own.options, own.clock)
+    prepared, options = fitting.prepared, fitting.options
+    planned = decide(prepared, fitting.observed, inputs, options, fitting.clock)
     everyone = Candidate("all sources", planned)
-    trials = _trials(own.prepared, supply.data, inputs, own.options)
+    trials = _trials(prepared, supply.data, inputs, options)
     if trials is None:
         return judged(everyone, fitting, supply, inputs), None
     done = contested(everyone, fitting, inputs, trials)

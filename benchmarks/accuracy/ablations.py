@@ -348,7 +348,7 @@ def page(records: Sequence[Record], architecture: str = ARCHITECTURE) -> str:
     return (
         "# Ablations\n\nThe default with one thing changed, at equal executed FLOPs; accuracy in "
         f"percent on {architecture}, sources and images as in [accuracy.md](accuracy.md). All rows "
-        "but the second to eighth keep all sources and one plan, and differ in one thing. Made by "
+        "but the second to tenth keep all sources and one plan, and differ in one thing. Made by "
         "`python -m benchmarks.accuracy.ablations`.\n\n" + table(head, rows) + NOT_VARIED
     )
 
