@@ -20,6 +20,7 @@ from pleas_fx.ir import (
     Membership,
     Program,
     Symmetry,
+    joint,
     letters,
     members,
     only,
@@ -58,7 +59,7 @@ class Walk:
         self.programs, self.symmetries, self.table = programs, symmetries, table
         self.layouts = [symmetry.layout for symmetry in symmetries]
         self.sources = len(programs)
-        self.everyone = Membership(sum(only(s) for s in table.present))
+        self.everyone = joint(table.present)
         self.singles = tuple(only(s) for s in table.present)
         self.whole_first = tuple(dict.fromkeys((self.everyone, *self.singles)))
         self.slots = {

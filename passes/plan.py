@@ -106,7 +106,7 @@ def menu(
     if len(some) == 1:
         prices = SINGLES_ONLY
     read = _Reader(programs, symmetries, statistics, matching, some, emphasis)
-    merged = joint(some) if len(some) > 1 else everyone(sources)
+    merged = joint(some) if len(some) > 1 else everyone(sources)  # never two of one membership
     memberships = (merged, *(only(s) for s in range(sources)))
     groups = planned_groups(symmetries[0])
     decisions: list[Decision] = []

@@ -154,13 +154,14 @@ def test_a_source_that_counts_more_keeps_more(forced: Forced) -> None:
 
 
 def test_the_contested_plan_is_what_is_judged_beside_a_source_alone(forced: Forced) -> None:
-    """With shared outputs; its note stands before the judge's where it is taken."""
+    """With shared outputs; it is taken here, and its note stands before the judge's."""
     forced(Emphasis((1.0, 4.0)))
     result = merged(heads="shared", flops=1.0)
     note = result.plan.note
     assert "all sources" in note
     assert "alone" in note
     taken = note.startswith("errors of source B count 4 times")
+    assert taken
     assert taken == (kept(result.plan, 0) > 0 < kept(result.plan, 1))
 
 

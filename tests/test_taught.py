@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -98,10 +99,13 @@ def test_images_of_all_sources_teach() -> None:
     assert worst(outputs(module, inputs), [0.25 * first + 0.75 * second]) < EXACT
 
 
-@pytest.mark.parametrize("flops", [0.6, 1.0])
-def test_a_merge_takes_it_where_it_answers_best(flops: float) -> None:
-    """Sources with one body: what both say needs the channels of one only."""
+@pytest.mark.parametrize(
+    ("flops", "taken"), [(0.6, "source [AB] alone, outputs taught by all:"), (1.0, "all sources:")]
+)
+def test_a_merge_takes_it_where_it_answers_best(flops: float, taken: str) -> None:
+    """Sources with one body, thinned; whole, merging is free and the tie is that of all sources."""
     (model,) = precise(NETWORKS["narrow_resnet"], 0)
     (images,) = doubled(NETWORKS["narrow_resnet"].batch(256, seed=4))
     found = pf.merge([model, otherwise(model)], images, flops=flops, heads="shared", progress=False)
     assert "taught by all" in found.plan.note
+    assert re.match(taken, found.plan.note)
