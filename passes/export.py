@@ -34,10 +34,11 @@ from passes._parity import (
 )
 from passes._quiet import no_descriptor, quiet
 from pleas_fx.errors import ExportError
+from pleas_fx.module_tree import twin
 
 OPSET = 18
 ROUNDINGS = 4.0  # of the network itself: no runtime can be closer to it than it is to itself
-SINGLE_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB, larger weights go to a .data file
+SINGLE_FILE = 1_000_000_000  # bytes; larger weights go to a .data file: protobuf ends at 2 GiB
 
 __all__ = ["Export", "Parity", "export_onnx"]
 
@@ -68,7 +69,7 @@ def export_onnx(
     """Write ``model`` to ``path`` with a dynamic batch; ``model`` itself is untouched.
 
     Inputs are named after the network's arguments, outputs ``output_names`` in the order of the
-    flattened result. Weights of more than 1.9 GB go to a second file ``<path>.data``.
+    flattened result. Weights of more than 1 GB go to a second file ``<path>.data``.
 
     Raises:
         ExportError: no exporter takes the network, or ONNX Runtime disagrees with it by more than
@@ -102,8 +103,10 @@ class _Job:
 def _copy(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ExportError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
     try:
-        return copy.deepcopy(model).eval().cpu().float()
+        own = twin(model) if plain else copy.deepcopy(model)  # parameters are only read
+        return own.eval().cpu().float()
     except (RuntimeError, TypeError) as error:
         raise ExportError(f"the network can't be copied: {first_line(error)}") from error
 
@@ -222,7 +225,7 @@ def _first_success(job: _Job, path: Path) -> Parity:
 
 def _write(job: _Job, exporter: Exporter, path: Path) -> None:
     """Export a copy, so that what one exporter leaves behind doesn't reach the next."""
-    own = replace(job, network=copy.deepcopy(job.network))
+    own = replace(job, network=twin(job.network))
     size = max(2, batch_of(job.example))  # torch.export takes a size of 1 for a constant
     try:
         with quiet(), torch.no_grad():

@@ -24,6 +24,7 @@ from pleas_fx.ir import (
     members,
     only,
 )
+from pleas_fx.module_tree import discard
 
 SMALL = 4  # groups below this size are tried whole
 
@@ -65,11 +66,12 @@ def probe(
         stuck = frozenset[GroupId]().union(*whole)
         lanes = _irregular(groups, numbers, stuck, given, len(programs), passed)
         try:
-            rewrite(programs, symmetries, lanes, heads=heads)
+            tried = rewrite(programs, symmetries, lanes, heads=heads)
         except Mismatch as refusal:
             whole = joined(whole, refusal, given)
             passed = 0
         else:
+            discard(tried.module)
             passed += 1
             if passed == _trials(numbers):
                 return whole

@@ -19,6 +19,7 @@ from passes._nodes import Nodes
 from passes._parameters import Site
 from pleas_fx.ir import GroupId, Lane, Layout, Membership, Program, Symmetry
 from pleas_fx.lanes import SlotTable, slot_table
+from pleas_fx.module_tree import discard
 
 HEADS = ("separate", "shared", "joint")
 
@@ -69,9 +70,13 @@ def rewrite(
     table = slot_table(lanes, [symmetry.layout for symmetry in symmetries])
     walk = Walk(programs, symmetries, table)
     layers, nodes = Layers(walk), Nodes(walk)
-    with torch.no_grad():
-        for node in programs[0].module.graph.nodes:
-            _emit(walk, layers, nodes, node, heads)
+    try:
+        with torch.no_grad():
+            for node in programs[0].module.graph.nodes:
+                _emit(walk, layers, nodes, node, heads)
+    except Mismatch:
+        discard(walk.root)
+        raise
     return _finish(walk, layers, nodes)
 
 

@@ -16,6 +16,7 @@ from passes._concrete import computes_weights, concrete_trace
 from passes._exported import exported
 from passes._inline import inlined
 from passes._inplace import without_writes
+from passes._read_only import WriteError, read_only
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 from pleas_fx.module_tree import twin
@@ -36,8 +37,9 @@ class Trace:
 def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     """A program of ``model`` in eval mode; ``inputs`` are example inputs, batch first.
 
-    The model itself is untouched: a deep copy is traced, symbolically where that works, else with
-    the sizes of the example, else by torch.export. In-place operators become ordinary ones,
+    The model itself is untouched: a copy is traced, symbolically where that works, else with the
+    sizes of the example, else by torch.export. The program has the model's own parameters where
+    the model's code only reads them, else copies. In-place operators become ordinary ones,
     operators that do nothing in eval mode (dropout, stochastic depth) disappear.
 
     Raises:
@@ -46,17 +48,36 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     _refuse_scripts(model)
-    return traced(copy.deepcopy(model).eval(), inputs)
+    given = tuple(inputs)
+    return _sharing(model, given) or traced(copy.deepcopy(model).eval(), given)
+
+
+def _sharing(model: nn.Module, given: tuple[Tensor, ...]) -> Program | None:
+    """With the model's own parameters; None where its code writes to them, or isn't followed."""
+    with read_only(model) as guard:
+        try:
+            program = _first_success(twin(model).eval(), given, _followed(given))
+        except (TraceError, WriteError):
+            return None
+    return None if guard.written else program
 
 
 def traced(own: nn.Module, inputs: Sequence[Tensor]) -> Program:
     """The same of a module that nobody else has: its parameters become the program's."""
     given = tuple(inputs)
-    ends: dict[str, FrontEnd] = {
+    last = {"nor by torch.export": partial(exported, inputs=given)}
+    return _first_success(own, given, _followed(given) | last)
+
+
+def _followed(given: tuple[Tensor, ...]) -> dict[str, FrontEnd]:
+    """Front ends that run the model's code, and what it means that one fails."""
+    return {
         "can't be traced by torch.fx": _symbolic,
         "nor with known sizes": partial(concrete_trace, inputs=given),
-        "nor by torch.export": partial(exported, inputs=given),
     }
+
+
+def _first_success(own: nn.Module, given: tuple[Tensor, ...], ends: dict[str, FrontEnd]) -> Program:
     failures = []
     for name, front_end in ends.items():
         try:

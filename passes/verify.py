@@ -17,6 +17,7 @@ from passes.observe import planned_groups
 from passes.rewrite import Mismatch, rewrite
 from pleas_fx.ir import GroupId, Lane, Program, Symmetry
 from pleas_fx.lanes import whole_lane
+from pleas_fx.module_tree import discard
 
 TOLERANCE = 1e-2  # relative: rounding stays far below, channels in a wrong order give about 1
 ROUNDINGS = 30  # of the outputs' type, for those coarser than float32
@@ -63,6 +64,7 @@ def verify(
     with torch.no_grad():
         found = _tensors(network(*inputs))
         wanted = [t for program in programs for t in _tensors(program.module(*inputs))]
+    discard(network)
     if len(found) != len(wanted):
         return float("inf")
     return max(map(_error, found, wanted), default=0.0)

@@ -16,6 +16,7 @@ from passes.rewrite import Rewritten, rewrite
 from pleas_fx.costs import CostModel, Term, count, terms
 from pleas_fx.errors import BudgetError
 from pleas_fx.ir import GroupId, Plan, Program, Symmetry
+from pleas_fx.module_tree import discard
 
 ROUNDS = 8
 SNUG = 0.97  # share of the budget that is good enough
@@ -158,7 +159,7 @@ def _search(
     sources: int,
 ) -> tuple[Plan, Rewritten]:
     """Bisect the planner's budget until the emitted network fits snugly."""
-    best: tuple[float, Plan, Rewritten] | None = None
+    best: tuple[float, Plan] | None = None
     low, high = 0.0, float(sources) * 1.5
     aim = asked
     least = float("inf")
@@ -170,21 +171,23 @@ def _search(
         if have <= asked * 1.000001:
             low = max(low, aim)
             if best is None or have > best[0]:
-                best = (have, plan, result)
+                best = (have, plan)
             if have >= SNUG * asked or have >= sources * 0.999:
-                break
+                return plan, result
             aim = min((aim + high) / 2 if np.isfinite(high) else aim * 1.2, aim * asked / have)
         else:
             high = min(high, aim)
             aim = max((low + high) / 2 if low else 0.0, aim * asked / have * 0.995)
             if low and aim <= low:
                 break
-    if best is None:
-        smallest = measure(emit(planner(1e-6)[0]).module)
-        if smallest <= asked:
-            plan = planner(1e-6)[0]
-            return plan, emit(plan)
-        raise BudgetError(
-            f"no network meets {asked:g}: feasible from {min(least, smallest):.3f} to {sources}"
-        )
-    return best[1], best[2]
+        discard(result.module)  # one network at a time
+    if best is not None:
+        return best[1], emit(best[1])
+    plan, _ = planner(1e-6)
+    result = emit(plan)
+    smallest = measure(result.module)
+    if smallest <= asked:
+        return plan, result
+    raise BudgetError(
+        f"no network meets {asked:g}: feasible from {min(least, smallest):.3f} to {sources}"
+    )

@@ -16,6 +16,13 @@ def twin(module: Kind) -> Kind:
     return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
+def discard(network: nn.Module) -> None:
+    """Free the tensors of a network at once: graphs are cycles, which Python collects late."""
+    for module in network.modules():
+        module._parameters.clear()
+        module._buffers.clear()
+
+
 def attribute(root: nn.Module, key: str) -> Any:
     """What a dotted name stands for."""
     owner, _, leaf = key.rpartition(".")

@@ -59,9 +59,16 @@ def permuted_state(
     missing = {a: c for a, c in symmetry.layout.axes.items() if a.key not in tensors}
     for axis in axis_moves(replace(symmetry.layout, axes=missing), permutation):
         raise IncompatibleModelsError(f"the model has no parameter {axis.key}")
-    first = {id(t): key for key, t in reversed(tensors.items())}  # of a tied one's names
-    own = {key: t.detach() for key, t in tensors.items() if first[id(t)] == key}
+    first = first_names(model)
+    own = {key: t.detach() for key, t in tensors.items() if first[key] == key}
     return dict(permuted_tensors(symmetry.layout, own, permutation))
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Of every parameter and buffer; a tied one's first name is what symmetries call it."""
+    tensors = _tensors(model)
+    first = {id(t): key for key, t in reversed(tensors.items())}
+    return {key: first[id(t)] for key, t in tensors.items()}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -77,14 +84,22 @@ def permuted_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Those of ``tensors`` that the permutation moves, each as a new tensor, one by one."""
     axes = {axis: classes for axis, classes in layout.axes.items() if axis.key in tensors}
-    by_key: dict[str, list[tuple[Axis, IntArray]]] = {}
-    for axis, index in axis_moves(replace(layout, axes=axes), permutation).items():
+    for key, moves in moves_by_key(replace(layout, axes=axes), permutation).items():
+        yield key, moved(tensors[key], moves, layout)
+
+
+Moves = list[tuple[Axis, IntArray]]
+
+
+def moves_by_key(layout: Layout, permutation: Permutation) -> dict[str, Moves]:
+    """What the permutation does to every tensor that it moves."""
+    by_key: dict[str, Moves] = {}
+    for axis, index in axis_moves(layout, permutation).items():
         by_key.setdefault(axis.key, []).append((axis, index))
-    for key, moves in by_key.items():
-        yield key, _moved(tensors[key], moves, layout)
+    return by_key
 
 
-def _moved(tensor: Tensor, moves: list[tuple[Axis, IntArray]], layout: Layout) -> Tensor:
+def moved(tensor: Tensor, moves: Moves, layout: Layout) -> Tensor:
     """Plain axes first; then the block-local axis, whose rows were moved already."""
     for axis, index in sorted(moves, key=lambda m: m[1].ndim):
         if tensor.shape[axis.dim] != layout.axes[axis].shape[-1]:

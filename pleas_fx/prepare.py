@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +57,6 @@ def prepare(
                 "operator is followed wrongly. Please report this network; until then, make the "
                 "modules that rearrange channels leaves of the trace"
             )
-    gc.collect()  # graphs are cycles: the networks that were tried would stay for long
     return Prepared(programs, symmetries, given, whole)
 
 

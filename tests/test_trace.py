@@ -438,34 +438,3 @@ class Scaled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.add(x, x, alpha=self.scale[0].item())
-
-
-class TestCopies:
-    """Networks are large: parameters are copied once, when a model is traced."""
-
-    def test_a_program_has_its_own_parameters(self) -> None:
-        """The model's can change without it."""
-        model = TinyTied()
-        program = trace(model, (torch.zeros(1, 3),))
-        theirs = {p.data_ptr() for p in model.parameters()}
-        assert not theirs & {p.data_ptr() for p in program.module.parameters()}
-
-    def test_lowering_goes_on_with_the_parameters_of_the_trace(self) -> None:
-        """The very tensors; its modules are other ones."""
-        program = trace(TinyTied(), (torch.zeros(1, 3),))
-        lowered = lower(program)
-        assert {*map(id, lowered.module.parameters())} == {*map(id, program.module.parameters())}
-        assert lowered.module.first is not program.module.first
-
-
-class TinyTied(nn.Module):
-    """Two layers with one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One behind the other."""
-        return self.second(self.first(x).relu())

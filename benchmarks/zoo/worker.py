@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import tempfile
@@ -109,6 +110,7 @@ class Worker:
             self.record.errors[name] = f"{type(error).__name__}: {text[0] if text else ''}"[:400]
         self.record.seconds[name] = round(time.process_time() - start, 3)
         self.record.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        gc.collect()  # the step's networks
         self.emit(self.record)
 
     def build(self) -> None:
@@ -173,6 +175,7 @@ class Worker:
         """ONNX Runtime computes what the merged network computes."""
         if self.merged is None:
             raise RuntimeError("no merged network")
+        self.sources = ()  # as a user's would be by now
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "merged.onnx"
             inputs = tuple(x[:EXAMPLES] for x in self.data)
