@@ -13,23 +13,52 @@ place; the rest goes on.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
+from torch.utils._pytree import tree_leaves
 
 from passes._inplace import sliceable
 from pleas_fx.module_tree import execute
 
 
-def concrete_trace(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph of ``model`` on inputs of these sizes."""
-    tracer = Tracer(inputs)
-    with torch.no_grad():
+def concrete_trace(
+    model: nn.Module, inputs: Sequence[Tensor], leaves: Collection[str] = ()
+) -> fx.GraphModule:
+    """The graph of ``model`` on inputs of these sizes; modules at ``leaves`` aren't entered."""
+    tracer = Tracer(inputs, leaves)
+    with torch.no_grad(), _factories(tracer):
         graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
+
+
+@contextmanager
+def _factories(tracer: Tracer) -> Iterator[None]:
+    """Functions of torch that take sizes and no tensor: they don't notice proxies by themselves."""
+
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def record(*args: Any, **kwargs: Any) -> Any:
+            if not any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves((args, kwargs))):
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return record
+
+    with ExitStack() as stack:
+        for name in FACTORIES:
+            function = getattr(torch, name)
+            stack.callback(setattr, torch, name, function)
+            setattr(torch, name, recording(function))
+        yield
 
 
 def computes_weights(module: nn.Module) -> bool:
@@ -45,6 +74,9 @@ class _Known(fx.Proxy):
         if isinstance(found, str):  # no operand, but an answer: ``x.device.type``
             return found
         return _KnownAttribute(self, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tracer.iter(self))  # unpacking, too: a part may be None
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.write(self, key, value)  # type: ignore[attr-defined]
@@ -72,8 +104,9 @@ MADE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
 class Tracer(fx.Tracer):
     """Executes every node when it is made, on example inputs."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], leaves: Collection[str]) -> None:
         super().__init__()
+        self.leaves = leaves
         self.inputs: Iterator[Any] = iter([t.detach().clone() for t in inputs])
         self.values: dict[fx.Node, Any] = {}
         self.executing = False
@@ -99,7 +132,8 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         elements: Any = obj  # proxies can be indexed, their stubs don't say so
-        return iter([elements[k] for k in range(len(self.value(obj)))])
+        values = self.value(obj)
+        return iter([None if values[k] is None else elements[k] for k in range(len(values))])
 
     def keys(self, obj: fx.Proxy) -> Any:
         return self.value(obj).keys()
@@ -153,21 +187,37 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
-        return leaf or m in self.opaque
+        return leaf or m in self.opaque or module_qualified_name in self.leaves
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.executing:
             return forward(*args, **kwargs)
-        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            return super().call_module(m, forward, args, kwargs)
+        for way in (self._as_constants, self._as_nodes):
+            before, stack = len(self.graph.nodes), self.module_stack.copy()
+            try:
+                with way():
+                    return super().call_module(m, forward, args, kwargs)
+            except Exception:  # noqa: BLE001 (anybody's code)
+                self._forget(before)
+                self.module_stack = stack
+        self.opaque.add(m)
+        return super().call_module(m, forward, args, kwargs)
+
+    @contextmanager
+    def _as_constants(self) -> Iterator[None]:
+        """Buffers are known: control flow may depend on what they hold."""
+        yield
+
+    @contextmanager
+    def _as_nodes(self) -> Iterator[None]:
+        """Buffers are nodes: their methods may be given sizes of the inputs."""
+        before, self.proxy_buffer_attributes = self.proxy_buffer_attributes, True
         try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if self.is_leaf_module(m, self.path_of_module(m)):
-                raise
-            self._forget(before)
-            self.module_stack = stack
-            self.opaque.add(m)
-            return super().call_module(m, forward, args, kwargs)
+            yield
+        finally:
+            self.proxy_buffer_attributes = before
 
     def _forget(self, before: int) -> None:
         """Take back the nodes of an attempt."""

@@ -44,7 +44,7 @@ def _inline(module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -
     given = [values[n] for n in operands]
     if not all(isinstance(v, Tensor) for v in given):
         raise TraceError(f"{node} takes sizes, which would be written into the graph")
-    tracer = Tracer(given)
+    tracer = Tracer(given, ())
     tracer.root, tracer.graph, tracer.tensor_attrs = module, fx.Graph(), {}
     with torch.no_grad():
         proxies = {n: tracer.create_proxy("placeholder", n.name, (), {}) for n in operands}

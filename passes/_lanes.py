@@ -77,6 +77,7 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}
         self.whole: set[fx.Node] = set()  # tuples whose parts are in the sources' order
         self.made: dict[str, list[fx.Node]] = {}
+        self.equal: list[tuple[fx.Node, ...]] = []  # sizes of lanes; the first one is read
         self._memo: dict[Any, fx.Node] = {}
         self._node: fx.Node | None = None
 

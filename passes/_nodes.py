@@ -312,6 +312,7 @@ def _collapse(walk: Walk, lanes: Mapping[Membership, fx.Node]) -> dict[Membershi
     first = walk.values[nodes[0]]
     plain = not isinstance(first, (Tensor, tuple, list)) or isinstance(first, torch.Size)
     if plain and all(walk.values[n] == first for n in nodes):
+        walk.equal.append(tuple(nodes))
         return dict.fromkeys((*lanes, *walk.whole_first), nodes[0])
     return dict(lanes)
 

@@ -45,7 +45,8 @@ def lower(program: Program) -> Program:
     _drop_unread(module)
     if _names(module) == _names(program.module):  # no layer came or went
         return replace(program, module=module)
-    return traced(module, program.inputs)
+    layers = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
+    return traced(module, program.inputs, leaves=layers)  # what wasn't entered stays so
 
 
 def _names(module: fx.GraphModule) -> list[str]:

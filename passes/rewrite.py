@@ -17,6 +17,7 @@ from passes._lanes import Mismatch, Walk
 from passes._layers import Layers
 from passes._nodes import Nodes
 from passes._parameters import Site
+from passes._sizes import read_where_computed
 from pleas_fx.ir import GroupId, Lane, Layout, Membership, Program, Symmetry
 from pleas_fx.lanes import SlotTable, slot_table
 from pleas_fx.module_tree import discard
@@ -95,6 +96,7 @@ def _emit(walk: Walk, layers: Layers, nodes: Nodes, node: fx.Node, heads: str) -
 
 
 def _finish(walk: Walk, layers: Layers, nodes: Nodes) -> Rewritten:
+    read_where_computed(walk.graph, walk.equal)
     module = fx.GraphModule(walk.root, walk.graph)
     module.graph.eliminate_dead_code()
     alive = {n.name for n in module.graph.nodes}

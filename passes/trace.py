@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,8 +34,10 @@ class Trace:
         return trace(model, inputs)
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
+def trace(model: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str] = ()) -> Program:
     """A program of ``model`` in eval mode; ``inputs`` are example inputs, batch first.
+
+    ``leaves``: paths of modules that are to stay single operators.
 
     The model itself is untouched: a copy is traced, symbolically where that works, else with the
     sizes of the example, else by torch.export. The program has the model's own parameters where
@@ -49,31 +51,34 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Program:
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
     _refuse_scripts(model)
     given = tuple(inputs)
-    return _sharing(model, given) or traced(copy.deepcopy(model).eval(), given)
+    program = _sharing(model, given, leaves)
+    return program or traced(copy.deepcopy(model).eval(), given, leaves=leaves)
 
 
-def _sharing(model: nn.Module, given: tuple[Tensor, ...]) -> Program | None:
+def _sharing(
+    model: nn.Module, given: tuple[Tensor, ...], leaves: Collection[str]
+) -> Program | None:
     """With the model's own parameters; None where its code writes to them, or isn't followed."""
     with read_only(model) as guard:
         try:
-            program = _first_success(twin(model).eval(), given, _followed(given))
+            program = _first_success(twin(model).eval(), given, _followed(given, leaves))
         except (TraceError, WriteError):
             return None
     return None if guard.written else program
 
 
-def traced(own: nn.Module, inputs: Sequence[Tensor]) -> Program:
+def traced(own: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str] = ()) -> Program:
     """The same of a module that nobody else has: its parameters become the program's."""
     given = tuple(inputs)
-    last = {"nor by torch.export": partial(exported, inputs=given)}
-    return _first_success(own, given, _followed(given) | last)
+    last = {"nor by torch.export": partial(exported, inputs=given)}  # which knows no modules
+    return _first_success(own, given, _followed(given, leaves) | ({} if leaves else last))
 
 
-def _followed(given: tuple[Tensor, ...]) -> dict[str, FrontEnd]:
+def _followed(given: tuple[Tensor, ...], leaves: Collection[str]) -> dict[str, FrontEnd]:
     """Front ends that run the model's code, and what it means that one fails."""
     return {
-        "can't be traced by torch.fx": _symbolic,
-        "nor with known sizes": partial(concrete_trace, inputs=given),
+        "can't be traced by torch.fx": partial(_symbolic, leaves=leaves),
+        "nor with known sizes": partial(concrete_trace, inputs=given, leaves=leaves),
     }
 
 
@@ -100,12 +105,17 @@ FrontEnd = Callable[[nn.Module], fx.GraphModule]
 
 
 class _Symbolic(fx.Tracer):
+    def __init__(self, leaves: Collection[str]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+        leaf = super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+        return leaf or module_qualified_name in self.leaves
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
-    graph = _Symbolic().trace(model)
+def _symbolic(model: nn.Module, leaves: Collection[str]) -> fx.GraphModule:
+    graph = _Symbolic(leaves).trace(model)
     return fx.GraphModule(model, graph, type(model).__name__)
 
 

@@ -486,7 +486,7 @@ def _fit(
 
 
 def _warnings(prepared: Prepared, data: Batches | None) -> tuple[str, ...]:
-    found = []
+    found = [*prepared.notes]
     certificate = prepared.symmetries[0].certificate
     if certificate.culprits:
         found.append(f"{len(certificate.culprits)} groups failed their certificate and stay fixed")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from passes.compare import compare
 from passes.groups import Groups, groups
@@ -29,6 +31,7 @@ class Prepared:
     symmetries: tuple[Symmetry, ...]
     given: Mapping[GroupId, tuple[Lane, ...]]
     whole: tuple[frozenset[GroupId], ...]
+    notes: tuple[str, ...] = ()  # for the report
 
 
 def prepare(
@@ -36,17 +39,75 @@ def prepare(
 ) -> Prepared:
     """Trace, compare, analyse, and find out which widths the graph allows.
 
+    Where a module's code can't be rewritten at any width, the module stays a single operator.
+
     Raises:
         TraceError, IncompatibleModelsError, SourceError, OptionError, GraphError
     """
     if len(models) < 2:
         raise OptionError(f"a merge needs at least two models, {len(models)} given")
+    leaves: dict[str, str] = {}
+    while True:
+        with clock.time("trace"):
+            programs = tuple(lower(trace(model, inputs, leaves=leaves)) for model in models)
+        try:
+            prepared = _prepared(programs, inputs, options, clock)
+        except Mismatch as refusal:
+            path = _home(programs[0], refusal.node)
+            while path in leaves:
+                path = path.rpartition(".")[0]
+            with refusals():
+                if not path:
+                    raise
+            leaves |= dict.fromkeys(_alike(models[0], path), refusal.why)
+            continue
+        notes = (f"{path} stays a single operator: {why}" for path, why in leaves.items())
+        return replace(prepared, notes=tuple(notes))
+
+
+def _alike(model: nn.Module, path: str) -> list[str]:
+    """All modules of a kind: what is refused in one of them would be in the next."""
+    kind = type(model.get_submodule(path))
+    return [name for name, module in model.named_modules() if type(module) is kind]
+
+
+def _home(program: Program, node: str) -> str:
+    """The path of a module whose code a node is; empty where that is the whole network.
+
+    The owner of the parameter it reads, else what the layers next to it on both sides are part of.
+    """
+    found = {n.name: n for n in program.module.graph.nodes}[node]
+    if found.op == "get_attr":
+        return str(found.target).rpartition(".")[0]
+    before = _nearest(found, lambda n: n.all_input_nodes)
+    after = _nearest(found, lambda n: list(n.users))
+    parts = [path.split(".")[:-1] for path in (before, after)]
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*parts, strict=False))
+    return ".".join(own for own, _ in shared)
+
+
+def _nearest(node: fx.Node, towards: Callable[[fx.Node], list[fx.Node]]) -> str:
+    """The path of the first layer of the model's own in a direction."""
+    waiting, seen = deque(towards(node)), {node}
+    while waiting:
+        near = waiting.popleft()
+        if near.op == "call_module" and "." in str(near.target):
+            return str(near.target)
+        fresh = [n for n in towards(near) if n not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return ""
+
+
+def _prepared(
+    programs: tuple[Program, ...], inputs: tuple[Tensor, ...], options: Options, clock: Clock
+) -> Prepared:
+    """Raises Mismatch where the graph can't be rewritten, not even whole."""
     with clock.time("trace"):
-        programs = tuple(lower(trace(model, inputs)) for model in models)
         compare(programs, same_outputs=options.heads == "shared")
     with clock.time("groups"):
         symmetries = _symmetries(programs)
-    with clock.time("probe"), refusals():
+    with clock.time("probe"):
         given = given_lanes(programs, symmetries, options.heads, options.classes)
         whole = probe(programs, symmetries, given, heads=options.heads)
     with clock.time("verify"):

@@ -60,16 +60,23 @@ def counted(model: nn.Module, x: Tensor) -> Tensor:
     return F.avg_pool2d(x, kernel)
 
 
+def numbered(_: nn.Module, x: Tensor) -> Tensor:
+    """Functions of torch that take sizes, and where the result is to be, but no tensor."""
+    steps = torch.arange(x.shape[-1], device=x.device) / torch.full((1,), x.shape[-1])
+    mask = torch.ones(x.shape[0], 1, x.shape[-1], dtype=x.dtype, device=x.device)
+    return x * (mask * steps).unsqueeze(1)
+
+
 def placed(_: nn.Module, x: Tensor) -> Tensor:
     """Asks where its values are."""
     return x.relu() if x.device.type != "meta" else x
 
 
-@pytest.mark.parametrize("between", [padded, listed, counted, placed])
+@pytest.mark.parametrize("between", [padded, listed, counted, numbered, placed])
 def test_control_flow_over_sizes_is_followed(between: Callable[..., Tensor]) -> None:
     """torch.fx alone refuses; the program computes the same and its groups are certified."""
     model = seeded(lambda: Controlled(between), 0)
-    with pytest.raises(Exception, match=r"control flow|iterated|integer|len"):
+    with pytest.raises(Exception, match=r"control flow|iterated|integer|len|argument"):
         fx.symbolic_trace(model)
     program = trace(model, INPUTS)
     assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0

@@ -1,0 +1,90 @@
+"""Tracing: which modules are entered, and what their code may do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from passes.lower import lower
+from passes.trace import trace
+from pleas_fx.ir import Program
+from tests.merging import outputs, worst
+from tests.networks import noise
+from tests.randomise import seeded
+
+INPUTS = noise((2, 3, 9, 9))
+
+
+class Steps(nn.Module):
+    """A buffer that is repeated as often as there are inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.linspace(0.5, 1.5, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the columns."""
+        return x * self.steps[None, None, None].expand(x.shape[0], -1, -1, -1)
+
+
+class Masked(nn.Module):
+    """Features, and no mask."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is asked for is there for some sizes only."""
+        return x.relu(), None if len(x.shape) == 4 else x
+
+
+class Asking(nn.Module):
+    """Goes on with a mask only where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masked, self.last = Masked(), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unpacks, and asks."""
+        x, mask = self.masked(x)
+        return self.last(x if mask is None else x * mask.any())
+
+
+class Sized(nn.Module):
+    """Control flow over sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut off what is odd."""
+        return x[..., 1:] if x.shape[-1] % 2 else x
+
+
+def targets(program: Program) -> list[str]:
+    """The modules that a program calls, in order."""
+    graph = program.module.graph
+    return [str(node.target) for node in graph.find_nodes(op="call_module")]
+
+
+def test_buffers_can_be_given_sizes_of_the_input() -> None:
+    """Followed, not left alone; the size isn't written into the graph."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Steps(), nn.Conv2d(4, 2, 1)), 0)
+    program = trace(model, INPUTS)
+    assert targets(program) == ["0", "2"]
+    more = noise((5, 3, 9, 9))
+    assert worst(outputs(program.module, more), outputs(model, more)) == 0.0
+
+
+def test_a_part_of_a_result_may_be_none() -> None:
+    """Of a module that isn't entered: whoever asks is told."""
+    model = seeded(Asking, 0)
+    program = trace(model, INPUTS, leaves=["masked"])
+    assert targets(program) == ["masked", "last"]
+    assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
+
+
+def test_leaves_are_not_entered() -> None:
+    """Symbolically, with known sizes, and by what lowering does afterwards."""
+    for inner in (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Sequential(Sized())):
+        for outer in (nn.ReLU(), Sized()):
+            model = nn.Sequential(inner, outer).eval()
+            program = lower(trace(model, INPUTS, leaves=["0"]))
+            assert targets(program)[0] == "0"
+            assert not [t for t in targets(program) if t.startswith("0.")]
+            assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
