@@ -24,7 +24,7 @@ from pleas_fx.ir import (
     Symmetry,
 )
 
-BLOCK = 1024  # channels whose pairs are held at once where only equal numbers count
+BLOCK = 1024  # channels whose pairs with all others are held at once
 TIE = 1e-3  # of concordance: channels that are multiples of each other correlate alike
 
 
@@ -125,10 +125,17 @@ class _Places:
 
     def score(self, s: int, t: int) -> FloatArray:
         """Correlation, and for ties a little concordance."""
-        n = self.size
-        correlated, concordant = np.zeros((n, n)), np.zeros((n, n))
+        n, result = self.size, np.zeros((self.size, self.size))
+        for first in range(0, n, BLOCK):  # wide groups have many pairs
+            part = slice(first, min(first + BLOCK, n))
+            result[part] = self._score(slice(s * n + part.start, s * n + part.stop), self._own(t))
+        return result
+
+    def _score(self, rows: slice, columns: slice) -> FloatArray:
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        correlated, concordant = np.zeros(shape), np.zeros(shape)
         for moments in self.moments:
-            one, other = similarities(moments, self._own(s), self._own(t))
+            one, other = similarities(moments, rows, columns)
             correlated += one.cpu().numpy()
             concordant += other.cpu().numpy()
         places = max(len(self.moments), 1)

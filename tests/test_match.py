@@ -6,17 +6,19 @@ import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import pleas_fx as pf
+from passes import match
 from passes._problems import problem
 from passes.groups import groups
 from passes.match import identity_matching, match_activations
 from passes.observe import Point, observe
 from passes.trace import trace
 from pleas_fx.algebra.moments import Between, Moments
-from pleas_fx.algebra.similarity import cross_correlation
+from pleas_fx.algebra.similarity import cross_correlation, similarities
 from pleas_fx.algebra.weighting import Root
 from pleas_fx.ir import Axis
 from tests.merging import outputs, worst
@@ -57,6 +59,24 @@ def test_outputs_agree_as_far_as_they_correlate() -> None:
     whole = cross_correlation(point.moments, slice(0, 2_500), slice(2_500, 5_000))
     wanted = whole.diagonal()
     assert float((torch.from_numpy(found.similarity[group.id]) - wanted).abs().max()) < 1e-12
+    assert float(wanted.std()) > 0.1
+
+
+@pytest.mark.parametrize("block", [1, 5, 12, 99])
+def test_wide_groups_are_compared_block_by_block(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores, and so the matching, are those of all pairs at once."""
+    programs = [trace(dozing(seed), DOUBLE) for seed in (0, 1)]
+    symmetries = [groups(program) for program in programs]
+    statistics = observe(programs, symmetries, [DOUBLE], seed=0)
+    group = max(symmetries[0].groups, key=lambda g: g.size)
+    places = match._Places([p.moments for p in statistics.points(group.id)], group.size, 2)
+    own, other = slice(0, group.size), slice(group.size, 2 * group.size)
+    pairs = [similarities(moments, own, other) for moments in places.moments]
+    wanted = sum(one + match.TIE * two for one, two in pairs) / len(pairs)
+    monkeypatch.setattr(match, "BLOCK", block)
+    assert float((torch.from_numpy(places.score(0, 1)) - wanted).abs().max()) < 1e-14
     assert float(wanted.std()) > 0.1
 
 
