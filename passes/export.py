@@ -225,7 +225,7 @@ def _first_success(job: _Job, path: Path) -> Parity:
 
 def _write(job: _Job, exporter: Exporter, path: Path) -> None:
     """Export a copy, so that what one exporter leaves behind doesn't reach the next."""
-    own = replace(job, network=twin(job.network))
+    own = replace(job, network=copy.deepcopy(job.network))
     size = max(2, batch_of(job.example))  # torch.export takes a size of 1 for a constant
     try:
         with quiet(), torch.no_grad():

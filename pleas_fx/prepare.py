@@ -76,7 +76,9 @@ def _home(program: Program, node: str) -> str:
 
     The owner of the parameter it reads, else what the layers next to it on both sides are part of.
     """
-    found = {n.name: n for n in program.module.graph.nodes}[node]
+    found = next((n for n in program.module.graph.nodes if n.name == node), None)
+    if found is None:
+        return ""
     if found.op == "get_attr":
         return str(found.target).rpartition(".")[0]
     before = _nearest(found, lambda n: n.all_input_nodes)

@@ -69,8 +69,9 @@ def test_outputs_that_are_missing_or_no_numbers_are_noticed(
     """Whichever output it is; unchanged ones are the control."""
     programs, symmetries, lanes, inputs = prepared("resnet")
 
-    def answers(*_: torch.Tensor) -> Any:
-        return change([program.module(*inputs) for program in programs])
+    class Answering(torch.nn.Module):
+        def forward(self, *_: torch.Tensor) -> Any:
+            return change([program.module(*inputs) for program in programs])
 
-    monkeypatch.setattr(module, "rewrite", lambda *_, **__: SimpleNamespace(module=answers))
+    monkeypatch.setattr(module, "rewrite", lambda *_, **__: SimpleNamespace(module=Answering()))
     assert verify(programs, symmetries, lanes, inputs) == error
