@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from passes._blocks import Blocks, renamed
 from pleas_fx.explicit import explicit_operators
+from pleas_fx.extract import Runner
 from pleas_fx.ir import (
     Axis,
     GroupId,
@@ -77,11 +79,29 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}
         self.whole: set[fx.Node] = set()  # tuples whose parts are in the sources' order
         self.made: dict[str, list[fx.Node]] = {}
+        self.origin: dict[fx.Node, str] = {}  # the source node that an emitted one is for
         self.equal: list[tuple[fx.Node, ...]] = []  # sizes of lanes; the first one is read
         self._memo: dict[Any, fx.Node] = {}
         self._node: fx.Node | None = None
 
     # -- the source graph --------------------------------------------------------------------
+
+    def number(self, value: Any) -> Any:
+        """What source 0 has in the place of a node that is a number: channels are counted so."""
+        if not isinstance(value, fx.Node):
+            return value
+        return self._numbers.get(self.origin.get(value, ""), value)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+
+        def see(node: fx.Node, value: Any) -> None:
+            if isinstance(value, int):
+                found[node.name] = value
+
+        Runner(self.programs[0].module, see).run(*self.programs[0].inputs)
+        return found
 
     def enter(self, node: fx.Node) -> None:
         """Begin with a node of the source graph."""
@@ -166,6 +186,7 @@ class Walk:
         self.values[node] = value
         assert self._node is not None
         self.made[self._node.name].append(node)
+        self.origin[node] = self._node.name
         return node
 
     def _run(

@@ -142,7 +142,8 @@ class Nodes:
         operand = next(iter(node.all_input_nodes), None)
         if rule is None or operand is None or node.op == "call_module":
             return self._emit(node, args, kwargs)
-        counter = Counter(self._kept(operand, membership), self._kept(node, membership))
+        kept = self._kept(operand, membership), self._kept(node, membership)
+        counter = Counter(*kept, self.walk.number)
         new_args, new_kwargs = rule(tuple(args), dict(kwargs), counter)
         target = node.target
         if target in SPLIT_TARGETS and new_args != tuple(args):

@@ -28,6 +28,7 @@ class Counter:
 
     before: tuple[IntArray, ...]  # per coordinate: 1 where the lane has the position's class
     after: tuple[IntArray, ...]
+    number: Callable[[Any], Any] = lambda value: value  # the source's, for a node that is one
 
     def labelled_in(self, dim: int, rank: int) -> bool:
         return _along(self.before, dim, rank) is not None
@@ -109,9 +110,13 @@ def _split(
     )
     dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
     kept = _along(counter.before, dim, counter.rank)
-    if kept is None or not isinstance(how, (int, list, tuple)):
+    if kept is None:
         return args, kwargs
-    edges = np.cumsum([0, *bounds(how, len(kept))])
+    several = isinstance(how, (list, tuple))
+    known = [counter.number(n) for n in (how if several else [how])]
+    if not all(isinstance(n, int) for n in known):
+        return args, kwargs
+    edges = np.cumsum([0, *bounds(known if several else known[0], len(kept))])
     sections = [int(kept[a:b].sum()) for a, b in pairwise(edges)]
     return (x, sections, dim), {}
 
@@ -140,6 +145,7 @@ def item(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
 
 
 def _bound(value: Any, dim: int, counter: Counter) -> Any:
+    value = counter.number(value)
     if not isinstance(value, int):
         return value
     kept = _along(counter.before, dim, counter.rank)
@@ -150,6 +156,8 @@ def _bound(value: Any, dim: int, counter: Counter) -> Any:
 def narrow(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwargs]:
     """Start and length along a labelled dim."""
     x, dim, start, length = args
+    if counter.labelled_in(dim, counter.rank):
+        start, length = counter.number(start), counter.number(length)
     if not (isinstance(start, int) and isinstance(length, int)):
         return args, kwargs
     first = counter.first_in(dim, start)
