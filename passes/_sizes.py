@@ -15,9 +15,11 @@ def read_where_computed(graph: fx.Graph, equal: Sequence[Sequence[fx.Node]]) -> 
     """
     sizes = {node for row in equal for node in row}
     needed = _needed(graph, sizes) | sizes
-    for first, *others in equal:
-        for node in (first, *others):
-            if needed.issuperset(node.all_input_nodes):
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for row in equal:
+        first, until = row[0], min((place[user] for user in row[0].users), default=0)
+        for node in row:
+            if place[node] < until and needed.issuperset(node.all_input_nodes):
                 first.replace_all_uses_with(node)
                 break
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from passes._concrete import computes_weights, concrete_trace
@@ -59,6 +60,8 @@ def _sharing(
     model: nn.Module, given: tuple[Tensor, ...], leaves: Collection[str]
 ) -> Program | None:
     """With the model's own parameters; None where its code writes to them, or isn't followed."""
+    if any(map(is_lazy, model.parameters())):  # the first run makes them
+        return None
     with read_only(model) as guard:
         try:
             program = _first_success(twin(model).eval(), given, _followed(given, leaves))

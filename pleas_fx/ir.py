@@ -56,7 +56,7 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A traced network with concrete shapes. ``module`` is a private copy in eval mode."""
+    """A traced network with concrete shapes, in eval mode, perhaps with the model's parameters."""
 
     module: fx.GraphModule
     inputs: tuple[Tensor, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from passes.probe import probe
 from passes.rewrite import Mismatch
 from passes.trace import trace
 from passes.verify import verify
-from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError
+from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, TraceError
 from pleas_fx.heads import given_lanes
 from pleas_fx.ir import GroupId, Lane, Program, Symmetry
 from pleas_fx.request import Clock, Options
@@ -47,28 +47,60 @@ def prepare(
     if len(models) < 2:
         raise OptionError(f"a merge needs at least two models, {len(models)} given")
     leaves: dict[str, str] = {}
+    programs = _traced(models, inputs, leaves, clock)
     while True:
-        with clock.time("trace"):
-            programs = tuple(lower(trace(model, inputs, leaves=leaves)) for model in models)
         try:
             prepared = _prepared(programs, inputs, options, clock)
         except Mismatch as refusal:
-            path = _home(programs[0], refusal.node)
-            while path in leaves:
-                path = path.rpartition(".")[0]
             with refusals():
-                if not path:
-                    raise
-            leaves |= dict.fromkeys(_alike(models[0], path), refusal.why)
+                leaves |= _stuck(models[0], programs[0], refusal, leaves)
+                programs = _retraced(models, inputs, leaves, clock, refusal)
             continue
         notes = (f"{path} stays a single operator: {why}" for path, why in leaves.items())
         return replace(prepared, notes=tuple(notes))
 
 
-def _alike(model: nn.Module, path: str) -> list[str]:
-    """All modules of a kind: what is refused in one of them would be in the next."""
-    kind = type(model.get_submodule(path))
-    return [name for name, module in model.named_modules() if type(module) is kind]
+Programs = tuple[Program, ...]
+
+
+def _traced(
+    models: Sequence[nn.Module], inputs: tuple[Tensor, ...], leaves: Collection[str], clock: Clock
+) -> Programs:
+    with clock.time("trace"):
+        return tuple(lower(trace(model, inputs, leaves=leaves)) for model in models)
+
+
+def _retraced(
+    models: Sequence[nn.Module],
+    inputs: tuple[Tensor, ...],
+    leaves: Collection[str],
+    clock: Clock,
+    refusal: Mismatch,
+) -> Programs:
+    try:
+        return _traced(models, inputs, leaves, clock)
+    except TraceError:  # torch.export, say, knows no modules
+        raise refusal from None
+
+
+def _stuck(
+    model: nn.Module, program: Program, refusal: Mismatch, leaves: Collection[str]
+) -> dict[str, str]:
+    """The module at a refusal, the next larger one if it is a leaf already, and all of its kind.
+
+    What is refused in one of them would be in the next.
+
+    Raises:
+        Mismatch: there is none but the network itself.
+    """
+    modules = dict(model.named_modules())
+    path = _home(program, refusal.node)
+    while path in leaves:
+        path = path.rpartition(".")[0]
+    if not path or path not in modules:
+        raise refusal
+    kind = type(modules[path])
+    return {name: refusal.why for name, module in modules.items() if type(module) is kind}
 
 
 def _home(program: Program, node: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import pleas_fx as pf
 from passes import probe, verify
@@ -106,6 +107,13 @@ class TestPrograms:
         assert pointers(model) == own
         model(*IMAGES)  # the control: this does change it
         assert not torch.equal(model.first.weight, before["first.weight"])
+
+    def test_parameters_that_the_first_run_makes_are_not_made_in_the_model(self) -> None:
+        """A lazy layer is traced as a copy."""
+        model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+        program = trace(model, IMAGES)
+        assert program.module.get_parameter("0.weight").shape == (4, 3, 3, 3)
+        assert is_lazy(model.get_parameter("0.weight"))
 
 
 @pytest.mark.parametrize("name", NAMES)

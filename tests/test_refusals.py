@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 import pleas_fx as pf
 from passes import rewrite as module
 from passes._lanes import Mismatch
+from pleas_fx import prepare
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
@@ -110,3 +111,18 @@ def test_a_refusal_in_the_networks_own_code_is_an_error(monkeypatch: pytest.Monk
     refuse(monkeypatch)
     with pytest.raises(pf.GraphError, match=f"atan.*{WHY}"):
         merged(Bare, width=2.0)
+
+
+def test_what_cannot_be_traced_around_is_named_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.export knows no modules: the refusal counts, not that leaves aren't possible."""
+    refuse(monkeypatch)
+    retraced = prepare.trace
+
+    def tracing(model: nn.Module, inputs: Any, leaves: Any = ()) -> Any:
+        if leaves:
+            raise pf.TraceError("no leaves")
+        return retraced(model, inputs)
+
+    monkeypatch.setattr(prepare, "trace", tracing)
+    with pytest.raises(pf.GraphError, match=f"atan.*{WHY}"):
+        merged(Network, width=2.0)
