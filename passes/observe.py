@@ -6,7 +6,7 @@ All sources see a batch before the next one comes; what is kept are sums (DESIGN
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,11 @@ class Statistics:
         """All places where the sources' channels can be compared row by row, each once."""
         seen = {p.node: p for p in (*self.read.get(group, ()), *self.made.get(group, ()))}
         return tuple(point for point in seen.values() if point.aligned)
+
+    def for_planning(self) -> Statistics:
+        """Without what only matching compares: places where groups are made that are also read."""
+        unread = {g: points for g, points in self.made.items() if not self.read.get(g)}
+        return replace(self, made=unread)
 
 
 @dataclass(frozen=True, slots=True)

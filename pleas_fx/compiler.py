@@ -112,7 +112,8 @@ def look(
                 see=unseen if targets is None else targets.see,
             )
     with clock.time("match"):
-        return Observed(statistics, _matching(prepared, statistics, options))
+        matching = _matching(prepared, statistics, options)
+    return Observed(statistics and statistics.for_planning(), matching)
 
 
 def _matching(prepared: Prepared, statistics: Statistics | None, options: Options) -> Matching:

@@ -14,9 +14,15 @@ from torch.nn.parameter import is_lazy
 import pleas_fx as pf
 from passes import probe, verify
 from passes.lower import lower
+from passes.match import match_activations
+from passes.observe import Statistics, observe
+from passes.plan import Constraints, menu
 from passes.rewrite import Rewritten
 from passes.trace import trace
 from pleas_fx import budget
+from pleas_fx.budget import Budget
+from pleas_fx.prepare import prepare
+from pleas_fx.request import Clock, Options
 from tests.merging import NAMES, calibration, clone, merge
 from tests.networks import NETWORKS, noise
 from tests.randomise import seeded
@@ -173,3 +179,29 @@ def test_without_freeing_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     found = watched(monkeypatch, (probe, verify, budget))
     searched()
     assert max(found.alive) > 0
+
+
+def sums(statistics: Statistics) -> set[int]:
+    """The accumulators that are held."""
+    points = (*statistics.read.values(), *statistics.made.values())
+    return {id(point.moments) for own in points for point in own}
+
+
+@pytest.mark.parametrize("name", ["flatten", "narrow_resnet", "mobilenet_v2", "registers", "unet"])
+def test_plans_are_made_without_what_only_matching_compares(name: str) -> None:
+    """Places that aren't read go before anything is planned, and every option stays as it was."""
+    network, options = NETWORKS[name], Options(Budget(flops=1.0), trials=0)
+    sources = [network.make(seed) for seed in (0, 1)]
+    prepared = prepare(sources, network.batch(2, seed=0), options, Clock())
+    symmetries, batches = prepared.symmetries, calibration(name)
+    everything = observe(prepared.programs, symmetries, batches, seed=0)
+    matching = match_activations(prepared.programs, symmetries[0], everything)
+    needed = everything.for_planning()
+    constraints = Constraints((), prepared.given)
+    full, found = (
+        menu(prepared.programs, symmetries, statistics, matching, constraints)
+        for statistics in (everything, needed)
+    )
+    errors = [[option.error for option in own.options] for own in full.decisions]
+    assert [[option.error for option in own.options] for own in found.decisions] == errors
+    assert sums(needed) < sums(everything)
