@@ -147,16 +147,17 @@ def _is_tensor(value: Any) -> bool:
 
 def _restore_layers(module: fx.GraphModule) -> None:
     """Calls with the parameters of one module are calls of that module."""
-    ranks = {
+    shapes = {
         node.name: tuple(node.meta["val"].shape)
         for node in module.graph.nodes
         if isinstance(node.meta.get("val"), Tensor)
     }
     for node in list(module.graph.nodes):
-        layer = functional_layer(module, node, ranks)
+        layer = functional_layer(module, node, shapes)
         path = None if layer is None else _path(layer)
         if layer is not None and path:
-            call_instead(module, node, layer, path)
+            call = call_instead(module, node, layer, path)
+            shapes[call.name] = shapes[node.name]
 
 
 def _path(layer: FunctionalLayer) -> str | None:

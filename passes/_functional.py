@@ -89,17 +89,19 @@ def _layer_norm(a: dict[str, Any]) -> nn.Module:
 
 
 def _rms_norm(a: dict[str, Any]) -> nn.Module:
-    return nn.RMSNorm(a["normalized_shape"], a.get("eps"))
+    affine = a.get("weight") is not None
+    return nn.RMSNorm(a["normalized_shape"], a.get("eps"), elementwise_affine=affine)
 
 
 def _group_norm(a: dict[str, Any]) -> nn.Module:
-    return nn.GroupNorm(a["num_groups"], a["weight"].shape[0], a.get("eps", 1e-5))
+    affine = a.get("weight") is not None
+    return nn.GroupNorm(a["num_groups"], a["shape"][1], a.get("eps", 1e-5), affine=affine)
 
 
 def _batch_norm(a: dict[str, Any]) -> nn.Module:
     kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
     affine = a.get("weight") is not None
-    return kinds[a["rank"]](a["running_mean"].shape[0], a.get("eps", 1e-5), affine=affine)
+    return kinds[len(a["shape"])](a["running_mean"].shape[0], a.get("eps", 1e-5), affine=affine)
 
 
 def _prelu(a: dict[str, Any]) -> nn.Module:
@@ -119,6 +121,7 @@ MAKERS: dict[Any, tuple[str, Maker]] = {
     F.prelu: ("prelu", _prelu),
 }
 
+NORMS = (F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm)  # may have no parameters
 STATE = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -142,26 +145,31 @@ def functional_layer(
     arguments.update(node.kwargs)
     source = arguments.pop("input")
     keys = _load_state(module, arguments)
-    if arguments.get("training") or keys is None or arguments.get("weight") is None:
+    if arguments.get("training") or keys is None or source.name not in shapes:
         return None
-    if any(isinstance(v, fx.Node) for v in arguments.values()):
+    if any(isinstance(value, fx.Node) for value in arguments.values()):
         return None
-    arguments["rank"] = len(shapes.get(source.name, (0, 0, 0, 0)))
-    layer = make(arguments).eval().to(arguments["weight"])
-    for name in STATE:
-        value = arguments.get(name)
-        if value is not None:
-            getattr(layer, name).copy_(value.reshape(getattr(layer, name).shape))
+    state = {name: arguments[name] for name in STATE if arguments.get(name) is not None}
+    if "weight" not in state and (node.target not in NORMS or "bias" in state):
+        return None
+    arguments["shape"] = shapes[source.name]
+    layer = make(arguments).eval()
+    for name, value in state.items():
+        layer = layer.to(value)
+        getattr(layer, name).copy_(value.reshape(getattr(layer, name).shape))
     return FunctionalLayer(source, keys, layer)
 
 
-def call_instead(module: fx.GraphModule, node: fx.Node, layer: FunctionalLayer, path: str) -> None:
+def call_instead(
+    module: fx.GraphModule, node: fx.Node, layer: FunctionalLayer, path: str
+) -> fx.Node:
     """Put a layer at a path, and a call of it in place of a node."""
     attach(module, path, layer.module)
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, (layer.source,))
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
+    return call
 
 
 def _load_state(module: fx.GraphModule, arguments: dict[str, Any]) -> dict[str, str] | None:

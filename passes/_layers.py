@@ -28,6 +28,7 @@ from pleas_fx.rules.modules import (
     channelwise,
     contraction,
     is_depthwise,
+    is_positionwise,
     resized_channelwise,
     resized_contraction,
 )
@@ -364,7 +365,7 @@ class Layers:
         rank = len(walk.programs[0].shapes[operand.name])
         channel = entry.channel % rank
         if not self._labelled_on(operand, channel):
-            self._opaque(node, module)
+            (self._alike if self._passes(node, module) else self._opaque)(node, module)
             return
         if node.name in walk.symmetries[0].coupled:
             self._coupled(node, module, entry, x, channel)
@@ -374,6 +375,25 @@ class Layers:
             alone = len(x.lanes) == 1
             lanes[S] = self._channel_lane(node, module, entry, x.lanes[S], channel, S, alone)
             walk.verify(node, S, lanes[S])
+        walk.keep(node, lanes)
+
+    def _passes(self, node: fx.Node, module: nn.Module) -> bool:
+        """Whether what has channels along another dim goes through position by position."""
+        own = (self.parameters.labelled(f"{node.target}.{name}") for name in module.state_dict())
+        return is_positionwise(module) and not any(own)
+
+    def _alike(self, node: fx.Node, module: nn.Module) -> None:
+        """One in every lane, with the members' mean of what isn't of any channel."""
+        walk, lanes = self.walk, {}
+        x = walk.operands(node)[0]
+        for S in sorted_lanes(x.lanes):
+            layer = copy.deepcopy(module)
+            for name, tensor in list(layer.state_dict(keep_vars=True).items()):
+                if tensor.is_floating_point():
+                    replace(layer, name, mean(self._state(node, name), S))
+            name = self._place(node, layer, S, walk.sources + 1)
+            lanes[S] = walk.emit("call_module", name, (x.lanes[S],))
+            walk.verify_or_follow(node, S, lanes[S])
         walk.keep(node, lanes)
 
     def _coupled(

@@ -37,7 +37,9 @@ def compare(programs: Sequence[Program], *, same_outputs: bool) -> None:
 def _require_finite(program: Program, source: int) -> None:
     """Constants may be infinite (masks, limits); weights and statistics may not."""
     limits = _limits(program)
-    for key, tensor in program.module.state_dict().items():
+    module = program.module
+    buffers = module.named_buffers(remove_duplicate=False)
+    for key, tensor in (*module.named_parameters(remove_duplicate=False), *buffers):
         wrong = torch.isnan(tensor) if key in limits else ~torch.isfinite(tensor)
         if tensor.is_floating_point() and bool(wrong.any()):
             raise SourceError(f"source {source}: {key} holds NaN or Inf")

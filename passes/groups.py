@@ -28,11 +28,19 @@ from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Coordinates, Labeller, compact
 from pleas_fx.recall import Recall
 from pleas_fx.rules import RULES
-from pleas_fx.rules.modules import contraction
-from pleas_fx.rules.reasons import COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN
+from pleas_fx.rules.modules import channelwise, contraction
+from pleas_fx.rules.reasons import (
+    COMBINED,
+    MULTIPLIED,
+    SEVERAL,
+    SLIDES,
+    SUMMED,
+    SUMMED_BOTH,
+    WRITTEN,
+)
 
 ROUNDS = 6
-HELD = frozenset({COMBINED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN})
+HELD = frozenset({COMBINED, MULTIPLIED, SEVERAL, SLIDES, SUMMED, SUMMED_BOTH, WRITTEN})
 NOTHING: Hash = np.zeros(0, np.uint64)
 NO_TIES: IntArray = np.zeros((2, 0), np.int64)
 UNTRIED = Certificate(float("nan"), 0, 0.0, False, False)
@@ -96,10 +104,17 @@ def _beside_others(program: Program, facts: Facts) -> set[Axis]:
     found: set[Axis] = set()
     for node in program.module.graph.nodes:
         if node.op == "call_module" and len(facts.values.get(node.name, ())) > 1:
-            entry = contraction(program.module.get_submodule(str(node.target)))
+            layer = program.module.get_submodule(str(node.target))
+            entry = contraction(layer)
             if entry is not None:
                 found |= {Axis(f"{node.target}.weight", entry.out_dim)}
                 found |= {Axis(f"{node.target}.bias", 0)}
+            elif channelwise(layer) is not None:
+                found |= {
+                    Axis(f"{node.target}.{name}", dim)
+                    for name, tensor in layer.named_parameters()
+                    for dim in range(tensor.dim())
+                }
     return found
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, fx, nn
 from passes._functional import call_instead, functional_layer
 from passes.trace import traced
 from pleas_fx.ir import Program
-from pleas_fx.module_tree import attribute, execute, twin
+from pleas_fx.module_tree import attribute, constants, execute, twin
+
+LIKE = ("device", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +33,16 @@ class Lower:
 
 def lower(program: Program) -> Program:
     """An equal program without computed weights and without functional layers."""
-    module = twin(program.module)
+    module, shapes = twin(program.module), dict(program.shapes)
     with torch.no_grad():
         _fold(module)
         _reshape(module)
+        _convert(module, shapes)
         for node in list(module.graph.nodes):
-            layer = functional_layer(module, node, program.shapes)
+            layer = functional_layer(module, node, shapes)
             if layer is not None:
-                call_instead(module, node, layer, f"{node.name}_layer")
+                call = call_instead(module, node, layer, f"{node.name}_layer")
+                shapes[call.name] = shapes[node.name]
     module.graph.eliminate_dead_code()
     module.recompile()
     module.delete_all_unused_submodules()
@@ -60,6 +64,17 @@ def _reshape(module: fx.GraphModule) -> None:
             node.target = "reshape"
 
 
+def _convert(module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """``x.to(other)`` reads where and of what type the other one is, none of its channels."""
+    methods = (module.graph.find_nodes(op="call_method", target=t) for t in ("to", "type_as"))
+    for node in [n for found in methods for n in found]:
+        other = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+        if isinstance(other, fx.Node) and other.name in shapes:
+            with module.graph.inserting_before(node):
+                like = [module.graph.call_function(getattr, (other, a)) for a in LIKE]
+            node.target, node.args = "to", (node.args[0], *like)
+
+
 def _drop_unread(module: fx.GraphModule) -> None:
     """Root parameters that only folded nodes read."""
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
@@ -72,17 +87,23 @@ def _fold(module: fx.GraphModule) -> None:
     """Replace what only parameters go into by its value: tensors, and what comes of sizes."""
     values: dict[fx.Node, Any] = {}
     sizes: set[fx.Node] = set()
+    fixed: set[fx.Node] = set()
+    made = constants(module)
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             values[node] = attribute(module, str(node.target))
+            if str(node.target) in made:
+                fixed.add(node)
         elif node.op in ("call_function", "call_method") and _known(node, values):
             values[node] = _compute(module, node, values)
+            if fixed.issuperset(node.all_input_nodes):
+                fixed.add(node)
             if _asks_size(node) or sizes.issuperset(node.all_input_nodes):
                 sizes.add(node)
     for node, value in values.items():
         outside = [user for user in node.users if user not in values]
         if node.op != "get_attr" and outside and isinstance(value, Tensor):
-            _replace(module, node, value, outside)
+            _replace(module, node, value, outside, node in fixed)
         elif node in sizes:
             _write(node, value, outside)
 
@@ -111,10 +132,15 @@ def _compute(module: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) ->
     return execute(module, node.op, node.target, args, kwargs)
 
 
-def _replace(module: fx.GraphModule, node: fx.Node, value: Tensor, users: list[fx.Node]) -> None:
-    name = f"folded_{node.name}"
-    module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+def _replace(
+    module: fx.GraphModule, node: fx.Node, value: Tensor, users: list[fx.Node], constant: bool
+) -> None:
+    name, tensor = f"folded_{node.name}", value.detach().clone()
+    if constant:
+        module.register_buffer(name, tensor, persistent=False)
+    else:
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     with module.graph.inserting_before(node):
-        constant = module.graph.get_attr(name)
+        instead = module.graph.get_attr(name)
     for user in users:
-        user.replace_input_with(node, constant)
+        user.replace_input_with(node, instead)

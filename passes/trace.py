@@ -20,7 +20,7 @@ from passes._inplace import without_writes
 from passes._read_only import WriteError, read_only
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
-from pleas_fx.module_tree import twin
+from pleas_fx.module_tree import constants, leave_out, twin
 
 SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
@@ -118,7 +118,9 @@ class _Symbolic(fx.Tracer):
 
 
 def _symbolic(model: nn.Module, leaves: Collection[str]) -> fx.GraphModule:
-    graph = _Symbolic(leaves).trace(model)
+    tracer = _Symbolic(leaves)
+    tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # nodes already
+    graph = tracer.trace(model)
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
@@ -137,6 +139,7 @@ def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) 
 
 
 def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+    leave_out(module, constants(model))  # torch.fx copies buffers as lasting ones
     without_writes(module)  # first: what only writes in place looks dead
     module.graph.eliminate_dead_code()
     shapes, result = _run(module, inputs)

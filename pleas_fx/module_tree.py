@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -65,6 +65,23 @@ def register(root: nn.Module, key: str, tensor: Tensor, parameter: bool) -> None
         container(root, owner).register_parameter(leaf, nn.Parameter(tensor))
     else:
         container(root, owner).register_buffer(leaf, tensor)
+
+
+def constants(module: nn.Module) -> set[str]:
+    """Buffers that ``state_dict`` leaves out: made by the constructor, alike in all sources."""
+    return {
+        f"{path}.{leaf}" if path else leaf
+        for path, own in module.named_modules(remove_duplicate=False)
+        for leaf in own._non_persistent_buffers_set
+    }
+
+
+def leave_out(module: nn.Module, keys: Iterable[str]) -> None:
+    """Have ``state_dict`` leave out those of these buffers that the module has."""
+    buffers = {key for key, _ in module.named_buffers(remove_duplicate=False)}
+    for key in buffers.intersection(keys):
+        owner, _, leaf = key.rpartition(".")
+        module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
 
 
 def replace(module: nn.Module, key: str, value: Tensor) -> None:

@@ -257,6 +257,7 @@ _ALL = (
     _network("mixer", token_networks.MixerNet, _SMALL),
     _network("token_gate", token_networks.GateNet, _SMALL),
     _network("registers", token_networks.RegisterNet, _SMALL),
+    _network("rotary", token_networks.RotaryNet, _SMALL),
     _network("patch_transform", token_networks.TransformNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),

@@ -26,7 +26,7 @@ BY_PROGRAM, BY_SCRIPT = export.EXPORTERS
 
 # No TorchScript symbolics: RMSNorm; instance norm with running statistics for dynamic batches.
 SCRIPTABLE = [
-    n for n in NETWORKS.values() if n.name not in ("instance_norm_statistics", "rms_norm")
+    n for n in NETWORKS.values() if n.name not in ("instance_norm_statistics", "rms_norm", "rotary")
 ]
 
 

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 import pleas_fx as pf
 from passes.groups import Groups
 from passes.trace import trace
+from pleas_fx.budget import Budget
 from pleas_fx.ir import Axis, Symmetry
+from pleas_fx.prepare import prepare
+from pleas_fx.request import Clock, Options
 from tests.networks import NETWORKS, noise
 from tests.small_networks import CLASSES, pooled
 
@@ -45,6 +48,24 @@ def test_registers_carry_no_labels() -> None:
     symmetry = analysed("registers")
     assert Axis("registers", 1) not in symmetry.layout.axes
     assert sizes(symmetry) == [8, 8, 8]
+
+
+def test_heads_that_constants_turn_move_whole() -> None:
+    """Their norms' weights are positions, as are the sides of the table and the constants."""
+    symmetry = analysed("rotary")
+    assert sizes(symmetry) == [3, 8, 12]  # heads of queries, the stream, channels of values
+    own = {axis.key for axis in symmetry.layout.axes}
+    assert not own & {"query_norm.weight", "key_norm.weight", "rates"}
+    assert Axis("places", 0) not in symmetry.layout.axes
+
+
+def test_nothing_holds_all_channels_of_heads_that_constants_turn() -> None:
+    """Neither a norm inside of heads, one without weights, nor a table that gives its type."""
+    network, options = NETWORKS["rotary"], Options(Budget(width=1.0))
+    models = [network.make(seed) for seed in (0, 1)]
+    prepared = prepare(models, network.inputs(), options, Clock())
+    assert prepared.whole == ()
+    assert prepared.notes == ()
 
 
 class BesideNet(nn.Module):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from passes.groups import Groups
 from passes.lower import lower
 from passes.trace import trace
 from pleas_fx.ir import Program
+from pleas_fx.rules.reasons import COMBINED
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
@@ -25,6 +30,18 @@ class Steps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale the columns."""
         return x * self.steps[None, None, None].expand(x.shape[0], -1, -1, -1)
+
+
+class Scales(nn.Module):
+    """A buffer with a number for each channel."""
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("scales", torch.tensor([1.0, -2.0, 3.0, 4.0]), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels."""
+        return x * self.scales.view(1, 4, 1, 1).expand(x.shape[0], -1, -1, -1)
 
 
 class Masked(nn.Module):
@@ -69,6 +86,22 @@ def test_buffers_can_be_given_sizes_of_the_input() -> None:
     assert targets(program) == ["0", "2"]
     more = noise((5, 3, 9, 9))
     assert worst(outputs(program.module, more), outputs(model, more)) == 0.0
+
+
+@pytest.mark.parametrize("prepare", [lambda program: program, lower])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_that_state_dict_leaves_out_are_constants(
+    prepare: Callable[[Program], Program], persistent: bool
+) -> None:
+    """What a constructor makes is alike in all sources and holds what it meets in place."""
+    parts = nn.Conv2d(3, 4, 1), Scales(persistent), nn.Conv2d(4, 2, 1)
+    model = seeded(lambda: nn.Sequential(*parts), 0)
+    symmetry = Groups().run(prepare(trace(model, INPUTS)))
+    labelled = {axis.key for axis in symmetry.layout.axes} - {*dict(model.named_parameters())}
+    assert len(labelled) == persistent
+    assert [g.size for g in symmetry.groups] == [4] * persistent
+    if not persistent:
+        assert symmetry.frozen[0].reason == COMBINED
 
 
 def test_a_part_of_a_result_may_be_none() -> None:

@@ -76,6 +76,43 @@ class RegisterNet(nn.Module):
         return self.head(x[:, 0])
 
 
+class RotaryNet(nn.Module):
+    """Norms inside of heads, turned by constants; a table of places, one for each side (Gemma)."""
+
+    rates: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 2, stride=2), nn.RMSNorm(8)
+        self.places = nn.Parameter(torch.zeros(2, TOKENS, 8))
+        self.register_buffer("rates", torch.tensor([1.0, 0.1]), persistent=False)
+        self.queries, self.keys, self.values = (nn.Linear(8, 12) for _ in range(3))
+        self.query_norm, self.key_norm = nn.RMSNorm(4), nn.RMSNorm(4)
+        self.project, self.head = nn.Linear(12, 8), nn.Linear(8, CLASSES)
+
+    def turned(self, x: Tensor, count: int) -> Tensor:
+        """By an angle that grows with a token's number, at the rate of its pair of channels."""
+        angles = torch.arange(count)[:, None] * self.rates.repeat(2)
+        one, other = x.chunk(2, dim=-1)
+        return x * angles.cos() + torch.cat((-other, one), -1) * angles.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = tokens(self.stem, x)
+        n, count, _ = x.shape
+        along = torch.arange(count, device=x.device)
+        chosen = F.one_hot(torch.stack((along // 4, along % 4)), TOKENS).to(self.places)
+        x = x + (chosen @ self.places).sum(0)
+        read = self.norm(x)
+        q, k, v = (
+            layer(read).view(n, count, 3, 4) for layer in (self.queries, self.keys, self.values)
+        )
+        q, k, v = self.query_norm(q), self.key_norm(k), F.rms_norm(v, (4,))
+        q, k = (self.turned(y.transpose(1, 2), count) for y in (q, k))
+        mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2))
+        x = x + self.project(mixed.transpose(1, 2).flatten(2))
+        return self.head(F.layer_norm(x.mean(1), (8,)))
+
+
 class TransformNet(nn.Module):
     """One matrix along both sides of every patch, whose numbers are put in order (CSATv2)."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, compact, pattern
 from pleas_fx.rules.pointwise import combine
-from pleas_fx.rules.reasons import SLIDES, SUMMED, SUMMED_BOTH
+from pleas_fx.rules.reasons import MULTIPLIED, SLIDES, SUMMED, SUMMED_BOTH
 
 
 def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -202,7 +202,7 @@ def _pin_unlabelled_batch(ctx: Labeller, a: Tensor, b: Tensor) -> None:
         return
     for labels in ctx.of(a):
         if 0 in pattern(labels):
-            ctx.pin(labels, "multiplied with a value that differs per block without labels")
+            ctx.pin(labels, MULTIPLIED)
 
 
 def _split(coordinates: Coordinates, dim: int) -> tuple[Coordinates, Coordinates]:

@@ -94,6 +94,16 @@ def is_depthwise(module: nn.Module) -> bool:
     return groups > 1 and groups == getattr(module, "in_channels", 0) == module.out_channels
 
 
+def is_positionwise(module: nn.Module) -> bool:
+    """A per-channel layer that computes each position, along all other dims, by itself."""
+    mixing = isinstance(module, (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm))
+    return type(module) in CHANNELWISE and not mixing and len(_normalised(module)) <= 1
+
+
+def _normalised(module: nn.Module) -> tuple[int, ...]:
+    return tuple(getattr(module, "normalized_shape", ()))
+
+
 def running_map(norm: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in eval mode, float64."""
     deviation = (norm.running_var.double() + norm.eps).sqrt()
