@@ -92,6 +92,10 @@ class Walk:
             return value
         return self._numbers.get(self.origin.get(value, ""), value)
 
+    def value(self, value: Any) -> Any:
+        """What a node is on the example, in its lane."""
+        return self.values[value] if isinstance(value, fx.Node) else value
+
     @cached_property
     def _numbers(self) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -143,7 +143,7 @@ class Nodes:
         if rule is None or operand is None or node.op == "call_module":
             return self._emit(node, args, kwargs)
         kept = self._kept(operand, membership), self._kept(node, membership)
-        counter = Counter(*kept, self.walk.number)
+        counter = Counter(*kept, self.walk.number, self.walk.value)
         new_args, new_kwargs = rule(tuple(args), dict(kwargs), counter)
         target = node.target
         if target in SPLIT_TARGETS and new_args != tuple(args):

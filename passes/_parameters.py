@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from passes._lanes import Walk, sorted_lanes
 from pleas_fx.ir import IntArray, Membership, members
 from pleas_fx.lanes import blend, identity_positions, source_positions
-from pleas_fx.module_tree import attribute, register
+from pleas_fx.module_tree import attribute, constants, register
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Parameters:
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
         self.sites: list[Site] = []
+        self._constants = constants(walk.programs[0].module)
 
     def labelled(self, key: str) -> dict[int, list[IntArray]]:
         """The dims of a parameter that hold planned channels, and the sources' classes there."""
@@ -102,7 +103,8 @@ class Parameters:
         name = walk.lane_name(str(node.target), S, lanes == 1 and walk.everyone == S)
         register(walk.root, name, tensor, isinstance(tensors[0], nn.Parameter))
         emitted = walk.emit("get_attr", name)
-        walk.labeller.source(walk.values[emitted])
+        if tensor.is_floating_point() and str(node.target) not in self._constants:
+            walk.labeller.source(walk.values[emitted])
         walk.labeller.assign(walk.values[emitted], [])
         for dim, ids in slots.items():
             walk.label(walk.values[emitted], dim, ids)

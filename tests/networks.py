@@ -258,6 +258,7 @@ _ALL = (
     _network("token_gate", token_networks.GateNet, _SMALL),
     _network("registers", token_networks.RegisterNet, _SMALL),
     _network("rotary", token_networks.RotaryNet, _SMALL),
+    _network("relative", token_networks.RelativeNet, _SMALL),
     _network("patch_transform", token_networks.TransformNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),

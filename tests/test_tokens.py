@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,9 @@ from passes.groups import Groups
 from passes.trace import trace
 from pleas_fx.budget import Budget
 from pleas_fx.ir import Axis, Symmetry
-from pleas_fx.prepare import prepare
+from pleas_fx.prepare import Prepared, prepare
 from pleas_fx.request import Clock, Options
+from pleas_fx.rules.relayout import Counter
 from tests.networks import NETWORKS, noise
 from tests.small_networks import CLASSES, pooled
 
@@ -59,13 +62,29 @@ def test_heads_that_constants_turn_move_whole() -> None:
     assert Axis("places", 0) not in symmetry.layout.axes
 
 
-def test_nothing_holds_all_channels_of_heads_that_constants_turn() -> None:
-    """Neither a norm inside of heads, one without weights, nor a table that gives its type."""
-    network, options = NETWORKS["rotary"], Options(Budget(width=1.0))
-    models = [network.make(seed) for seed in (0, 1)]
-    prepared = prepare(models, network.inputs(), options, Clock())
-    assert prepared.whole == ()
-    assert prepared.notes == ()
+def prepared(name: str) -> Prepared:
+    """Two of the small networks, ready to be planned."""
+    network, options = NETWORKS[name], Options(Budget(width=1.0))
+    return prepare([network.make(s) for s in (0, 1)], network.inputs(), options, Clock())
+
+
+@pytest.mark.parametrize("name", ["rotary", "relative"])
+def test_nothing_is_all_merged_or_all_apart(name: str) -> None:
+    """Neither by a norm inside of heads, nor a table that gives its type, nor a shared width."""
+    found = prepared(name)
+    assert found.whole == ()
+    assert found.notes == ()
+
+
+def test_a_width_read_off_other_channels_is_restated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heads' channels are as many as the stream's in the sources, but not in every lane."""
+    given = Counter.restated
+
+    def literals(self: Counter, dim: int, size: Any) -> Any:
+        return given(self, dim, size) if isinstance(size, int) else size
+
+    monkeypatch.setattr(Counter, "restated", literals)  # the control
+    assert any(len(together) > 1 for together in prepared("relative").whole)
 
 
 class BesideNet(nn.Module):

@@ -113,6 +113,35 @@ class RotaryNet(nn.Module):
         return self.head(F.layer_norm(x.mean(1), (8,)))
 
 
+class RelativeNet(nn.Module):
+    """A layer makes biases of the places' distances; heads are as wide as the stream they leave."""
+
+    distances: Tensor
+    which: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 2, stride=2), nn.BatchNorm2d(12)
+        at = torch.arange(TOKENS)
+        apart = torch.stack([p[:, None] - p[None] + 3 for p in (at // 4, at % 4)])
+        self.register_buffer("which", (apart[0] * 7 + apart[1]).flatten(), persistent=False)
+        grid = torch.cartesian_prod(torch.linspace(-1, 1, 7), torch.linspace(-1, 1, 7))
+        self.register_buffer("distances", grid, persistent=False)
+        self.expand, self.bias = nn.Linear(2, 6), nn.Linear(6, 3)
+        self.qkv, self.project = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).flatten(2).transpose(1, 2)
+        n, count, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, count, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        biases = self.bias(F.relu(self.expand(self.distances))).view(-1, 3)[self.which]
+        biases = biases.view(count, count, 3).permute(2, 0, 1)
+        mixed = ((q @ k.transpose(2, 3)) / 2 + biases).softmax(-1) @ v
+        x = x + self.project(mixed.transpose(1, 2).reshape(n, count, width))
+        return self.head(x.mean(1))
+
+
 class TransformNet(nn.Module):
     """One matrix along both sides of every patch, whose numbers are put in order (CSATv2)."""
 

@@ -29,6 +29,7 @@ class Counter:
     before: tuple[IntArray, ...]  # per coordinate: 1 where the lane has the position's class
     after: tuple[IntArray, ...]
     number: Callable[[Any], Any] = lambda value: value  # the source's, for a node that is one
+    value: Callable[[Any], Any] = lambda value: value  # the lane's
 
     def labelled_in(self, dim: int, rank: int) -> bool:
         return _along(self.before, dim, rank) is not None
@@ -38,10 +39,19 @@ class Counter:
         kept = _along(self.before, dim, _rank(self.before))
         return n if kept is None else int(kept[:n].sum())
 
-    def size_out(self, dim: int) -> int | None:
-        """The lane's size of an output dim; None where it isn't labelled."""
+    def restated(self, dim: int, size: Any) -> Any:
+        """The lane's size of an output dim, for what gives the source's.
+
+        What the code computes stays where it is right in the lane: it may know more than a lane
+        does (the batch). Read off other channels, of which the source has as many, it is wrong.
+        """
         kept = _along(self.after, dim, _rank(self.after))
-        return None if kept is None else int(kept.sum())
+        if kept is None:
+            return size
+        if isinstance(size, int):
+            return int(kept.sum()) if size > 1 else size
+        wrong = self.number(size) == len(kept) and self.value(size) != kept.sum()
+        return int(kept.sum()) if wrong else size
 
     @property
     def rank(self) -> int:
@@ -61,13 +71,10 @@ def _along(coordinates: tuple[IntArray, ...], dim: int, rank: int) -> IntArray |
 
 
 def _sizes(args: Args, counter: Counter, skip: int) -> Args:
-    """``view``-like: the positive literals of labelled output dims."""
+    """``view``-like: the sizes of labelled output dims."""
     nested = len(args) == skip + 1 and isinstance(args[skip], (list, tuple, torch.Size))
     sizes = list(args[skip]) if nested else list(args[skip:])
-    for dim, size in enumerate(sizes):
-        new = counter.size_out(dim) if isinstance(size, int) and size > 1 else None
-        if new is not None:
-            sizes[dim] = new
+    sizes = [counter.restated(dim, size) for dim, size in enumerate(sizes)]
     return (*args[:skip], sizes) if nested else (*args[:skip], *sizes)
 
 
@@ -80,10 +87,8 @@ def unflatten(args: Args, kwargs: Kwargs, counter: Counter) -> tuple[Args, Kwarg
     """Sizes that one dim is unfolded into."""
     x, dim, sizes = args[0], int(args[1]), list(args[2])
     rank = counter.rank
-    for k, size in enumerate(sizes):
-        new = counter.size_out(dim % rank + k) if rank and size > 1 else None
-        if new is not None:
-            sizes[k] = new
+    if rank:
+        sizes = [counter.restated(dim % rank + k, size) for k, size in enumerate(sizes)]
     return (x, dim, tuple(sizes), *args[3:]), kwargs
 
 
