@@ -61,9 +61,20 @@ def _factories(tracer: Tracer) -> Iterator[None]:
         yield
 
 
-def computes_weights(module: nn.Module) -> bool:
-    """Whether a module of torch's own computes its weights on every call (``parametrize``)."""
-    return type(module).__module__.startswith("torch.nn.utils.")
+OF_LAYERS = (
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.Transformer,
+)
+
+
+def is_composed(module: nn.Module) -> bool:
+    """Whether a module of torch's own is to be entered: it is made of layers, or computes weights
+    on every call (``parametrize``).
+    """
+    return type(module) in OF_LAYERS or type(module).__module__.startswith("torch.nn.utils.")
 
 
 class _Known(fx.Proxy):
@@ -186,7 +197,7 @@ class Tracer(fx.Tracer):
     # -- modules that can't be followed ------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+        leaf = super().is_leaf_module(m, module_qualified_name) and not is_composed(m)
         return leaf or m in self.opaque or module_qualified_name in self.leaves
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from passes._lanes import Value, Walk, sorted_lanes, split
 from pleas_fx.ir import IntArray, Membership, members
+from pleas_fx.labels import NONE
 from pleas_fx.module_tree import attach
 from pleas_fx.rules.relayout import RELAYOUT, SPLIT_TARGETS, Counter
 
@@ -274,7 +275,10 @@ class Nodes:
             if value.labelled:
                 pieces.append({S: (n, self._slots(node, n, dim)) for S, n in value.lanes.items()})
             else:
-                pieces.append(self._labelled_piece(node, value, dim, at, size))
+                pieces.append(
+                    self._labelled_piece(node, value, dim, at, size)
+                    or self._bare_piece(node, value, size)
+                )
             at += size
         return pieces
 
@@ -301,6 +305,18 @@ class Nodes:
                     raise walk.mismatch(node, "concatenates channels without labels")
                 piece[lane.membership] = (picked, slots)
         return piece
+
+    def _bare_piece(
+        self, node: fx.Node, value: Value, size: int
+    ) -> dict[Membership, tuple[fx.Node, IntArray]]:
+        """An operand whose place in the result is in no plan: beside whole lanes, without slots."""
+        walk, none = self.walk, np.full(size, NONE)
+        groups = walk.operand_groups(node)
+        lanes = {S for v in walk.operands(node) if v.labelled for S in v.lanes}
+        if not all(walk.is_whole(groups, S) for S in lanes):
+            raise walk.mismatch(node, "concatenates channels without labels")
+        picked = {S: walk.pick(value, S) for S in lanes}
+        return {S: (n, none) for S, n in picked.items() if n is not None}
 
 
 def _exact(value: Value, membership: Membership) -> bool:

@@ -34,6 +34,7 @@ from passes._parity import (
 )
 from passes._quiet import no_descriptor, quiet
 from pleas_fx.errors import ExportError
+from pleas_fx.explicit import explicit_operators
 from pleas_fx.module_tree import twin
 
 OPSET = 18
@@ -180,7 +181,7 @@ def _by_program(job: _Job, inputs: Inputs, path: Path) -> None:
 def _by_script(job: _Job, inputs: Inputs, path: Path) -> None:
     """TorchScript: records one run."""
     names = [n for n, x in zip(job.input_names, inputs, strict=True) if x.dim()]
-    with no_descriptor(1):  # C++ prints the whole graph there when it fails
+    with no_descriptor(1), explicit_operators():  # C++ prints the whole graph there when it fails
         torch.onnx.export(
             _Flat(job.network).eval(),
             inputs,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from passes._attention import unfold_attention
 from passes._functional import call_instead, functional_layer
 from passes.trace import traced
 from pleas_fx.ir import Program
@@ -35,6 +36,7 @@ def lower(program: Program) -> Program:
     """An equal program without computed weights and without functional layers."""
     module, shapes = twin(program.module), dict(program.shapes)
     with torch.no_grad():
+        unfold_attention(module, shapes)
         _fold(module)
         _reshape(module)
         _convert(module, shapes)
@@ -95,7 +97,10 @@ def _fold(module: fx.GraphModule) -> None:
             if str(node.target) in made:
                 fixed.add(node)
         elif node.op in ("call_function", "call_method") and _known(node, values):
-            values[node] = _compute(module, node, values)
+            value = _compute(module, node, values)
+            if isinstance(value, Tensor) and value.is_complex():
+                continue  # no parameter that anything could be fitted to
+            values[node] = value
             if fixed.issuperset(node.all_input_nodes):
                 fixed.add(node)
             if _asks_size(node) or sizes.issuperset(node.all_input_nodes):

@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from passes._concrete import computes_weights, concrete_trace
+from passes._concrete import concrete_trace, is_composed
 from passes._exported import exported
 from passes._inline import inlined
 from passes._inplace import without_writes
+from passes._plainer import plainer
 from passes._read_only import WriteError, read_only
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
@@ -113,7 +114,7 @@ class _Symbolic(fx.Tracer):
         self.leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = super().is_leaf_module(m, module_qualified_name) and not computes_weights(m)
+        leaf = super().is_leaf_module(m, module_qualified_name) and not is_composed(m)
         return leaf or module_qualified_name in self.leaves
 
 
@@ -141,6 +142,7 @@ def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) 
 def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     leave_out(module, constants(model))  # torch.fx copies buffers as lasting ones
     without_writes(module)  # first: what only writes in place looks dead
+    plainer(module)
     module.graph.eliminate_dead_code()
     shapes, result = _run(module, inputs)
     _check(result, model, inputs)

@@ -98,7 +98,7 @@ class Parts:
             made[-1] += "" if plain else ")"
             lines += [INDENT + row for row in made]
         lines += [INDENT + row for entry in self.bare for row in self._tensor(entry)]
-        return "".join(f"{INDENT}{line}\n" for line in lines)
+        return "".join(f"{INDENT}{row}\n" for line in lines for row in _broken(line))
 
     def _tensor(self, entry: Entry) -> list[str]:
         path, _, leaf = entry.name.rpartition(".")
@@ -107,29 +107,21 @@ class Parts:
         dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
         empty = f"torch.empty({shape}{dtype})"
         if entry.kind != "parameter":
-            return _call(f"{owner}.register_buffer", f"{quoted(leaf)}, {empty}")
+            return [f"{owner}.register_buffer({quoted(leaf)}, {empty})"]
         value = f"nn.Parameter({empty}{'' if entry.trainable else ', requires_grad=False'})"
         if leaf.isidentifier() and not iskeyword(leaf):
             return [f"{owner}.{leaf} = {value}"]
-        return _call(f"{owner}.register_parameter", f"{quoted(leaf)}, {value}")
+        return [f"{owner}.register_parameter({quoted(leaf)}, {value})"]
 
 
-def _call(function: str, arguments: str) -> list[str]:
-    """One line, or three where that is too long."""
-    line = f"{function}({arguments})"
-    return (
-        [line]
-        if len(line) + 2 * len(INDENT) <= WIDTH
-        else [
-            f"{function}(",
-            INDENT + arguments,
-            ")",
-        ]
-    )
-
-
-def _added(name: str) -> str:
-    return f"self.add_module({quoted(name)}, "
+def _broken(line: str) -> list[str]:
+    """The line, or three where it is too long: a call's arguments are on the one between."""
+    if len(INDENT + line) <= WIDTH:
+        return [line]
+    start, _, rest = line.partition("(")
+    arguments, _, end = rest.rpartition(")")
+    indent = line[: len(line) - len(line.lstrip())]
+    return [f"{start}(", indent + INDENT + arguments, f"{indent}){end}"]
 
 
 def _made(part: Part) -> list[str]:

@@ -35,6 +35,7 @@ from torchvision.models.vgg import make_layers
 
 from tests import attention_networks as attention
 from tests import block_networks as blocks
+from tests import composed_networks as composed
 from tests import computed_networks as computed
 from tests import small_networks as small
 from tests import token_networks
@@ -260,6 +261,10 @@ _ALL = (
     _network("rotary", token_networks.RotaryNet, _SMALL),
     _network("relative", token_networks.RelativeNet, _SMALL),
     _network("patch_transform", token_networks.TransformNet, _SMALL),
+    _network("gates", composed.GatesNet, _SMALL),
+    _network("bins", composed.BinsNet, _SMALL),
+    _network("encoder", composed.EncoderNet, _SMALL),
+    _network("involution", composed.InvolutionNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),
     _network("linear_attention", blocks.LinearAttentionNet, _SMALL),

@@ -249,9 +249,17 @@ def _spread(ctx: Labeller, labels: Tensor, spatial: int, out: Tensor) -> Tensor:
 
 
 def unfolded(ctx: Labeller, call: Call) -> list[Coordinates]:
-    """``im2col``: windows of labels; padding belongs to no channel."""
-    results: Coordinates = []
+    """``im2col``: windows of labels; zeros around a channel are the channel's, as it moves whole.
+
+    Where labels vary along the image, padding belongs to none of them.
+    """
+    out, results = call.outs[0], list[Tensor]()
     for labels in ctx.of(call.args[0]):
+        if pattern(labels) == (1,):
+            window = out.shape[1] // labels.shape[1]
+            rows = labels[:1, :, 0, :1].repeat_interleave(window, 1)
+            results.append(rows.expand(out.shape))
+            continue
         shifted = (labels - NONE).double().contiguous()
         results.append(call.func(shifted, *call.args[1:], **call.kwargs).long() + NONE)
     return [results]

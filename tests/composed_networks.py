@@ -1,0 +1,87 @@
+"""Small networks of parts that many networks share: gates, bins of boxes, torch's own attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.small_networks import CLASSES
+
+
+class GatesNet(nn.Module):
+    """Linear units that others gate, and attention to places by extremes over channels (CBAM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.unit = nn.Conv2d(3, 12, 3), nn.GLU(1)
+        self.places = nn.Conv2d(3, 1, 3, padding=1)
+        self.second, self.head = nn.Conv2d(6, 10, 3), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.unit(self.first(x))
+        most, least = x.max(dim=1, keepdim=True).values, torch.min(x, 1, keepdim=True)[0]
+        x = x * self.places(torch.cat((most, least, x.mean(1, keepdim=True)), 1)).sigmoid()
+        return self.head(F.glu(self.second(x), dim=1).mean((2, 3)))
+
+
+class BinsNet(nn.Module):
+    """Sides of boxes as distributions over bins, beside scores of classes (YOLOv8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU())
+        self.down = nn.Sequential(nn.Conv2d(8, 10, 3, 2, 1), nn.BatchNorm2d(10), nn.SiLU())
+        self.sides = nn.ModuleList(nn.Conv2d(n, 12, 1) for n in (8, 10))
+        self.scores = nn.ModuleList(nn.Conv2d(n, CLASSES, 1) for n in (8, 10))
+        self.bins = nn.Conv2d(3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        fine = self.stem(x)
+        levels = [fine, self.down(fine)]
+        maps = [
+            torch.cat((side(level), score(level)), 1)
+            for side, score, level in zip(self.sides, self.scores, levels, strict=True)
+        ]
+        flat = torch.cat([m.view(x.shape[0], 12 + CLASSES, -1) for m in maps], 2)
+        sides, scores = flat.split((12, CLASSES), 1)
+        count = sides.shape[2]
+        shares = sides.view(x.shape[0], 4, 3, count).transpose(2, 1).softmax(1)
+        boxes = self.bins(shares).view(x.shape[0], 4, count)
+        return torch.cat((boxes, scores.sigmoid()), 1), maps
+
+
+class EncoderNet(nn.Module):
+    """torch's own attention, and layers around it, as one module each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 2, stride=2), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2)
+        layer = nn.TransformerEncoderLayer(8, 2, 10, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).permute(2, 0, 1)
+        read = self.norm(x)
+        x = x + self.attention(read, read, read)[0]
+        return self.head(self.encoder(x.transpose(0, 1)).mean(1))
+
+
+class InvolutionNet(nn.Module):
+    """Kernels that layers make of each place, one for every group of channels (Li et al. 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.shrink, self.kernels = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 4 * 9, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        n, _, height, width = x.shape
+        kernels = self.kernels(self.shrink(x).relu()).view(n, 4, 1, 9, height, width)
+        windows = F.unfold(x, 3, padding=1).view(n, 4, 2, 9, height, width)
+        x = (kernels * windows).sum(3).view(n, 8, height, width)
+        return self.head(x.relu().mean((2, 3)))
