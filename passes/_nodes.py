@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from passes._lanes import Value, Walk, sorted_lanes, split
-from pleas_fx.ir import IntArray, Membership, members
+from passes._lanes import Mismatch, Value, Walk, sorted_lanes, split
+from pleas_fx.ir import BoolArray, IntArray, Membership, members
 from pleas_fx.labels import NONE
 from pleas_fx.module_tree import attach
 from pleas_fx.rules.relayout import RELAYOUT, SPLIT_TARGETS, Counter
@@ -157,10 +158,19 @@ class Nodes:
         if lookup is None:
             return ()
         return tuple(
-            ((lookup[np.maximum(c, 0)] >= 0) & (c >= 0)).astype(np.int64)
+            ((lookup[c] >= 0) | ~self._planned[source][c]).astype(np.int64)
             for c in self.walk.classes(node, source)
             if self.walk.groups_of([c])
         )
+
+    @cached_property
+    def _planned(self) -> list[BoolArray]:
+        """Per source and class, whether a plan has slots for it: all else is in every lane.
+
+        The last entry is that of no class.
+        """
+        groups = np.array([*self.walk.table.lanes], np.int64)
+        return [np.append(np.isin(own.group, groups), False) for own in self.walk.layouts]
 
     def _several_dims(self, node: fx.Node) -> bool:
         """Whether channels are mixed that lie along several dims of one operand (its weights)."""
@@ -244,7 +254,14 @@ class Nodes:
     # -- concatenation -----------------------------------------------------------------------
 
     def _concatenate(self, node: fx.Node) -> None:
-        """Lane by lane; an operand without channels in a lane is left out of it."""
+        """Lane by lane; what can't be told apart so (channels along several dims) stays whole."""
+        try:
+            self._joined(node)
+        except Mismatch:
+            self._opaque(node)
+
+    def _joined(self, node: fx.Node) -> None:
+        """An operand without channels in a lane is left out of it."""
         walk = self.walk
         tensors = list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
         rank = len(walk.programs[0].shapes[node.name])

@@ -32,6 +32,8 @@ from pleas_fx.rules.modules import channelwise, contraction
 from pleas_fx.rules.reasons import (
     COMBINED,
     MULTIPLIED,
+    OUTPUT,
+    OUTPUT_BESIDE,
     SEVERAL,
     SLIDES,
     SUMMED,
@@ -95,7 +97,7 @@ def _positions(
 ) -> frozenset[Axis]:
     """Axes of tables that turn out to be positions; where there are none, axes of layers."""
     own = {axis for axis in facts.axes if axis.key in tables}
-    found = positions(facts, own, read, HELD, COMBINED)
+    found = positions(facts, own, read, HELD | {OUTPUT_BESIDE}, COMBINED)  # queries, say
     return found or positions(facts, _beside_others(program, facts), read, HELD, COMBINED)
 
 
@@ -198,8 +200,9 @@ class _Runner(fx.Interpreter):
 
     def _pin_outputs(self, result: Any) -> None:
         for tensor in tree_leaves(result):
-            for labels in self.labeller.of(tensor):
-                self.labeller.pin(labels, "network output")
+            coordinates = self.labeller.of(tensor)
+            for labels in coordinates:
+                self.labeller.pin(labels, OUTPUT if len(coordinates) == 1 else OUTPUT_BESIDE)
 
 
 class _Arrays:

@@ -391,9 +391,10 @@ def _trials(
 
 
 def _same_outputs(prepared: Prepared) -> bool:
-    """Whether every output stands for the same one of every source."""
-    lanes = [lane for own in prepared.given.values() for lane in own]
-    return all((lane.channels == lane.channels[:, :1]).all() for lane in lanes)
+    """Whether every output stands for the same one of every source; nobody knows without labels."""
+    outputs = output_groups(prepared.programs[0], prepared.symmetries[0])
+    lanes = [lane for group in outputs for lane in prepared.given[group]]
+    return bool(lanes) and all((lane.channels == lane.channels[:, :1]).all() for lane in lanes)
 
 
 def compile_models(

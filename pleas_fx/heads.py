@@ -15,19 +15,34 @@ Classes = Sequence[Sequence[Hashable]]
 
 
 def output_groups(program: Program, symmetry: Symmetry) -> frozenset[GroupId]:
-    """The groups of the network's outputs, and what is frozen together with them."""
+    """The groups of the network's outputs, and what is frozen together with them, or beside them.
+
+    Beside: along another dim of one value (sides of a box and anchors, say).
+    """
     found: set[int] = set()
     output = next(n for n in program.module.graph.nodes if n.op == "output")
     for node in output.all_input_nodes:
         for classes in symmetry.layout.values.get(node.name, ()):
             found |= set(np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist())
-    grown = True
+    grown, beside = True, _side_by_side(symmetry)
     while grown:
-        linked = {g for b in symmetry.bundles if b & found for g in b}
+        linked = {g for b in (*symmetry.bundles, *beside) if b & found for g in b}
         grown = not linked <= found
         found |= linked
     planned = {g.id for g in (*symmetry.groups, *symmetry.fixed)}
     return frozenset(GroupId(g) for g in found if g in planned)
+
+
+def _side_by_side(symmetry: Symmetry) -> set[frozenset[GroupId]]:
+    """Fixed groups along several dims of one value."""
+    fixed = {g.id for g in symmetry.fixed}
+    found = set()
+    for coordinates in symmetry.layout.values.values():
+        if len(coordinates) > 1:
+            own = np.concatenate([c[c >= 0] for c in coordinates])
+            groups = np.unique(symmetry.layout.group[own]).tolist()
+            found.add(frozenset(GroupId(g) for g in groups) & fixed)
+    return found
 
 
 def head_nodes(program: Program, symmetry: Symmetry, outputs: frozenset[GroupId]) -> frozenset[str]:

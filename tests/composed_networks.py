@@ -51,6 +51,62 @@ class BinsNet(nn.Module):
         return torch.cat((boxes, scores.sigmoid()), 1), maps
 
 
+class AnchorsNet(nn.Module):
+    """Boxes around anchors, decoded side by side at every place (YOLOv5)."""
+
+    anchors: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.SiLU())
+        self.down = nn.Sequential(nn.Conv2d(8, 10, 3, 2, 1), nn.BatchNorm2d(10), nn.SiLU())
+        self.heads = nn.ModuleList(nn.Conv2d(n, 2 * (5 + CLASSES), 1) for n in (8, 10))
+        self.register_buffer("anchors", torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.stem(x)
+        found = []
+        for head, level in zip(self.heads, (fine, self.down(fine)), strict=True):
+            y = head(level)
+            n, _, height, width = y.shape
+            y = y.view(n, 2, 5 + CLASSES, height, width).permute(0, 1, 3, 4, 2).contiguous()
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            places = torch.stack((columns, rows), 2).expand(1, 2, height, width, 2)
+            centre, size, score = y.sigmoid().split((2, 2, 1 + CLASSES), 4)
+            size = (size * 2) ** 2 * self.anchors.view(1, 2, 1, 1, 2)
+            boxes = torch.cat((centre * 2 + places - 0.5, size, score), 4)
+            found.append(boxes.view(n, -1, 5 + CLASSES))
+        return torch.cat(found, 1)
+
+
+class QueriesNet(nn.Module):
+    """torch's own transformer, asked by learned queries for boxes and their classes (DETR)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 2, stride=2)
+        self.transformer = nn.Transformer(8, 2, 1, 1, 10, batch_first=True)
+        self.queries = nn.Parameter(torch.zeros(3, 8))
+        self.places = nn.Parameter(torch.zeros(1, 16, 8))
+        self.classes, self.boxes = nn.Linear(8, CLASSES), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x).flatten(2).transpose(1, 2) + self.places
+        x = self.transformer(x, self.queries.unsqueeze(0).repeat(x.shape[0], 1, 1))
+        return {"classes": self.classes(x), "boxes": self.boxes(x).sigmoid()}
+
+
+class EnergyNet(nn.Module):
+    """Outputs that come of all channels, and are no channels themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()).square().mean((1, 2, 3))
+
+
 class EncoderNet(nn.Module):
     """torch's own attention, and layers around it, as one module each."""
 

@@ -17,7 +17,7 @@ from pleas_fx.compiler import Compiled, compile_models, decide, look
 from pleas_fx.ir import Plan
 from pleas_fx.prepare import prepare
 from pleas_fx.request import Clock, Options
-from tests.merging import NAMES, calibration, doubled, outputs, precise, worst
+from tests.merging import NAMES, calibration, doubled, merge, outputs, precise, worst
 from tests.networks import NETWORKS
 
 EXACT = 1e-9  # relative, float64
@@ -182,3 +182,10 @@ def test_one_image_tells_nothing() -> None:
     found = compile_models(faint(1e-3), (images()[:2],), one, options, Clock())
     assert sources_in(found.plan) == {0, 1}
     assert not found.plan.note
+
+
+def test_outputs_without_labels_keep_all_sources() -> None:
+    """Nothing tells whether they stand for the same: no source may be left out."""
+    models = [NETWORKS["energy"].make(seed) for seed in (0, 1)]
+    result = merge("energy", models, flops=1.0)
+    assert len(outputs(result.model, NETWORKS["energy"].inputs())) == len(models)
