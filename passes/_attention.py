@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,16 @@ PARAMETERS = (*PROJECTIONS, "key_padding_mask", "need_weights", "attn_mask")
 
 
 def unfold_attention(module: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """In place, where no mask is given and nobody reads the attention weights.
+    """In place, where it is called once, without a mask, and nobody reads the attention weights.
 
     Vaswani et al. 2017: heads of q kᵀ / √d, normalised, times v; all linear layers are the
     module's own.
     """
-    for node in list(module.graph.find_nodes(op="call_module")):
+    calls = list(module.graph.find_nodes(op="call_module"))
+    times = Counter(str(node.target) for node in calls)
+    for node in calls:
         layer = module.get_submodule(str(node.target))
-        if type(layer) is not nn.MultiheadAttention:
+        if type(layer) is not nn.MultiheadAttention or times[str(node.target)] > 1:
             continue
         inputs = _inputs(node)
         if inputs is None or not _is_plain(layer) or len(shapes.get(inputs[0].name, ())) != 3:

@@ -293,7 +293,7 @@ NORMALISATION = [
         "layer-norm-everything",
         normalised(lambda: nn.LayerNorm((5, 5, 7))),
         "5",
-        "a.weight.1 n.weight.1 n.weight.2 n.bias.1 n.bias.2",
+        "a.weight.1",
     ),
     Case(
         "layer-norm-positions",
@@ -337,14 +337,20 @@ REDUCTION = [
     Case("norm-channels", between(lambda s, x: x / x.norm(dim=1, keepdim=True)), "5"),
     Case("mean-everything", between(lambda s, x: x * x.mean()), "5"),
     Case("variance-channels", between(lambda s, x: x.var(1, keepdim=True), 5, 1), "5"),
+    Case("max-channels", between(lambda s, x: x.max(1, keepdim=True)[0], 5, 1), "5"),
     Case(
-        "max-channels",
-        between(lambda s, x: x.max(1, keepdim=True)[0], 5, 1),
+        "max-channels-and-which",
+        between(lambda s, x: valued(x.max(1, keepdim=True)), 5, 1),
         "",
         "a.weight.0 a.weight.1 a.bias.0",
-        needless="a.weight.0 a.bias.0",
     ),
+    Case("min-positions-and-which", head(lambda s, x: valued(x.flatten(2).min(2))), "5"),
 ]
+
+
+def valued(found: Any) -> Any:
+    """Values and their indices, as one."""
+    return found[0] + found[1]
 
 
 def unknown(operation: Forward, after: int = 5) -> Callable[[], nn.Module]:

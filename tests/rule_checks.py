@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pleas_fx import permutation_groups
 from pleas_fx.ir import Axis, Group, GroupId, IntArray, Permutation, Symmetry
 from pleas_fx.permuting import permuted
+from pleas_fx.rules.reasons import OUTPUT, OUTPUT_BESIDE
 from tests.randomise import seeded
 from tests.rule_cases import IMAGE, Case
 
@@ -73,7 +74,8 @@ def names(group: Group) -> str:
 
 def frozen(symmetry: Symmetry) -> set[str]:
     """Axes that something other than the network's output froze."""
-    return {f"{f.axis.key}.{f.axis.dim}" for f in symmetry.frozen if f.reason != "network output"}
+    ends = (OUTPUT, OUTPUT_BESIDE)
+    return {f"{f.axis.key}.{f.axis.dim}" for f in symmetry.frozen if f.reason not in ends}
 
 
 def families(symmetry: Symmetry) -> list[list[Group]]:

@@ -255,7 +255,7 @@ def unfolded(ctx: Labeller, call: Call) -> list[Coordinates]:
     """
     out, results = call.outs[0], list[Tensor]()
     for labels in ctx.of(call.args[0]):
-        if pattern(labels) == (1,):
+        if labels.dim() == 4 and pattern(labels) == (1,):
             window = out.shape[1] // labels.shape[1]
             rows = labels[:1, :, 0, :1].repeat_interleave(window, 1)
             results.append(rows.expand(out.shape))
