@@ -258,7 +258,16 @@ class Nodes:
         try:
             self._joined(node)
         except Mismatch:
+            if not self._whole_lanes(node):
+                raise
             self._opaque(node)
+
+    def _whole_lanes(self, node: fx.Node) -> set[Membership]:
+        """The lanes of a node's operands, where each has all channels; else none."""
+        walk = self.walk
+        groups = walk.operand_groups(node) | walk.result_groups(node)
+        lanes = {S for v in walk.operands(node) if v.labelled for S in v.lanes}
+        return lanes if all(walk.is_whole(groups, S) for S in lanes) else set()
 
     def _joined(self, node: fx.Node) -> None:
         """An operand without channels in a lane is left out of it."""
@@ -292,9 +301,12 @@ class Nodes:
             if value.labelled:
                 pieces.append({S: (n, self._slots(node, n, dim)) for S, n in value.lanes.items()})
             else:
+                own = self._place(node, dim)[at : at + size]
+                planned = walk.groups_of([own])
                 pieces.append(
-                    self._labelled_piece(node, value, dim, at, size)
-                    or self._bare_piece(node, value, size)
+                    self._labelled_piece(node, value, own)
+                    if planned
+                    else self._bare_piece(node, value, size)
                 )
             at += size
         return pieces
@@ -305,13 +317,16 @@ class Nodes:
             raise self.walk.mismatch(node, "concatenates channels whose origin isn't known")
         return slots
 
+    def _place(self, node: fx.Node, dim: int) -> IntArray:
+        """The classes along a dim of a result."""
+        classes = next(c for c in self.walk.classes(node, 0) if c.shape[dim] > 1)
+        return np.moveaxis(classes, dim, 0).reshape(classes.shape[dim], -1)[:, 0]
+
     def _labelled_piece(
-        self, node: fx.Node, value: Value, dim: int, at: int, size: int
+        self, node: fx.Node, value: Value, own: IntArray
     ) -> dict[Membership, tuple[fx.Node, IntArray]]:
         """An operand without labels, with the slots that its place in the result stands for."""
         walk = self.walk
-        classes = next(c for c in walk.classes(node, 0) if c.shape[dim] > 1)
-        own = np.moveaxis(classes, dim, 0).reshape(classes.shape[dim], -1)[at : at + size, 0]
         piece: dict[Membership, tuple[fx.Node, IntArray]] = {}
         for group in walk.groups_of([own]):
             for lane in walk.table.lanes[group]:
@@ -328,9 +343,8 @@ class Nodes:
     ) -> dict[Membership, tuple[fx.Node, IntArray]]:
         """An operand whose place in the result is in no plan: beside whole lanes, without slots."""
         walk, none = self.walk, np.full(size, NONE)
-        groups = walk.operand_groups(node)
-        lanes = {S for v in walk.operands(node) if v.labelled for S in v.lanes}
-        if not all(walk.is_whole(groups, S) for S in lanes):
+        lanes = self._whole_lanes(node)
+        if not lanes:
             raise walk.mismatch(node, "concatenates channels without labels")
         picked = {S: walk.pick(value, S) for S in lanes}
         return {S: (n, none) for S, n in picked.items() if n is not None}
