@@ -297,6 +297,7 @@ BATCHNORM_CNNS = frozenset(
     efficientnet regnet googlenet narrow_resnet se_resnet preactivation_resnet prelu unet
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
-    linear_attention detector two_inputs patch_transform same_padding""".split()
+    linear_attention detector two_inputs patch_transform same_padding bins anchors relative
+    involution""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

@@ -68,7 +68,7 @@ def combinations_seen(name: str, trials: list[Given]) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2", "regnet", "swin", "weight_standardised"])
+@pytest.mark.parametrize("name", ["shufflenet_v2", "regnet", "weight_standardised"])
 def test_sets_that_meet_are_seen_in_every_combination(
     name: str, trials: list[Given], monkeypatch: pytest.MonkeyPatch
 ) -> None:
