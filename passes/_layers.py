@@ -387,11 +387,7 @@ class Layers:
         walk, lanes = self.walk, {}
         x = walk.operands(node)[0]
         for S in sorted_lanes(x.lanes):
-            layer = copy.deepcopy(module)
-            for name, tensor in list(layer.state_dict(keep_vars=True).items()):
-                if tensor.is_floating_point():
-                    replace(layer, name, mean(self._state(node, name), S))
-            name = self._place(node, layer, S, walk.sources + 1)
+            name = self._place(node, self._averaged(node, module, S), S, walk.sources + 1)
             lanes[S] = walk.emit("call_module", name, (x.lanes[S],))
             walk.verify_or_follow(node, S, lanes[S])
         walk.keep(node, lanes)
@@ -467,6 +463,14 @@ class Layers:
 
     # -- layers that stay whole ----------------------------------------------------------------
 
+    def _averaged(self, node: fx.Node, module: nn.Module, S: Membership) -> nn.Module:
+        """A copy with the members' mean of every parameter."""
+        layer = copy.deepcopy(module)
+        for name, tensor in list(layer.state_dict(keep_vars=True).items()):
+            if tensor.is_floating_point():
+                replace(layer, name, self.parameters.averaged(f"{node.target}.{name}", S))
+        return layer
+
     def _opaque(self, node: fx.Node, module: nn.Module) -> None:
         walk, lanes = self.walk, {}
         axes = [
@@ -485,11 +489,7 @@ class Layers:
             picked = [walk.pick(v, S) for v in walk.operands(node)]
             if any(p is None for p in picked):
                 continue
-            layer = copy.deepcopy(module)
-            for name, tensor in list(layer.state_dict(keep_vars=True).items()):
-                if tensor.is_floating_point():
-                    replace(layer, name, self.parameters.averaged(f"{node.target}.{name}", S))
-            name = self._place(node, layer, S, walk.sources + 1)
+            name = self._place(node, self._averaged(node, module, S), S, walk.sources + 1)
             chosen = dict(zip(node.all_input_nodes, picked, strict=True))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), chosen.__getitem__)
             lanes[S] = walk.emit("call_module", name, args, kwargs)

@@ -354,7 +354,7 @@ def page(records: Sequence[Record], architecture: str = ARCHITECTURE) -> str:
 
 
 def main() -> None:
-    """Measure what is missing, write docs/ablations.md and docs/ablations.json."""
+    """Measure what is missing, write docs/ablations.md."""
     parser = common.parser(__doc__)
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--only", nargs="+", default=["*"], help="of scenario/variation")
@@ -364,8 +364,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     store = common.store(asked)
-    published = asked.docs / "ablations.json"  # of columns that are complete
-    records = Records(asked.folder / "ablations.jsonl", published=published)
+    records = Records(asked.folder / "ablations.jsonl")
     for pattern in [] if asked.page else asked.only:
         for case in _cases(pattern, asked.architecture, asked.seeds):
             if case not in records:
@@ -373,7 +372,6 @@ def main() -> None:
                 records.add(case, [record])
                 print(record, flush=True)
     if asked.architecture == ARCHITECTURE:
-        records.publish(published)
         (asked.docs / "ablations.md").write_text(page(list(records)))
     else:
         print(page(list(records), asked.architecture))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.accuracy.architectures import ARCHITECTURES
 from benchmarks.accuracy.methods import METHODS, REFERENCES
 from benchmarks.accuracy.plots import draw
-from benchmarks.accuracy.records import Records
+from benchmarks.accuracy.records import FIRST, Record, Records
 from benchmarks.accuracy.scenarios import MAIN, SCENARIOS
 from benchmarks.accuracy.summary import DEFAULT, Cells, Loss, ahead, cells, losses, means
 
@@ -26,10 +28,21 @@ merges: the ensemble executes as many times one source as there are sources.
 def write(records: Records, docs: Path) -> None:
     """The records as JSON, a record a line, the tables and the plots."""
     docs.mkdir(parents=True, exist_ok=True)
-    records.publish(docs / "accuracy.json")
-    found = cells(records.ordered())
+    ordered = sorted(
+        records, key=lambda r: (r.scenario, r.architecture, r.seed, r.method, r.budget)
+    )
+    lines = ",\n".join(json.dumps(_compact(r, records.version(r.method))) for r in ordered)
+    (docs / "accuracy.json").write_text(f"[\n{lines}\n]\n")
+    found = cells(ordered)
     pictures = draw(found, docs / "accuracy")
     (docs / "accuracy.md").write_text(page(found, pictures))
+
+
+def _compact(record: Record, version: int) -> dict[str, object]:
+    """Without what differs from machine to machine, and with null for what isn't known."""
+    known = {k: v for k, v in asdict(record).items() if k != "seconds"}
+    known |= {"version": version} if version != FIRST else {}
+    return {k: None if v != v else v for k, v in known.items() if v != ""}
 
 
 def page(found: Cells, pictures: Sequence[str]) -> str:

@@ -78,15 +78,6 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return chain.from_iterable(self._found.values())
 
-    def ordered(self) -> list[Record]:
-        """By scenario, architecture, seed, method and budget."""
-        return sorted(self, key=lambda r: (r.scenario, r.architecture, r.seed, r.method, r.budget))
-
-    def publish(self, path: Path) -> None:
-        """As JSON, a record a line."""
-        rows = [json.dumps(_compact(r, self.version(r.method))) for r in self.ordered()]
-        path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
-
     def __contains__(self, case: Keyed) -> bool:
         return case.key in self._found
 
@@ -113,13 +104,6 @@ class Records:
             return
         key = (scenario, architecture, seed, method, budget)
         self._found[key] = [Record(**{**r, "parts": tuple(r["parts"])}) for r in records]
-
-
-def _compact(record: Record, version: int) -> dict[str, object]:
-    """Without what differs from machine to machine, and with null for what isn't known."""
-    known = {k: v for k, v in asdict(record).items() if k != "seconds"}
-    known |= {"version": version} if version != FIRST else {}
-    return {k: None if v != v else v for k, v in known.items() if v != ""}
 
 
 def _cases(rows: Iterable[Mapping[str, Any]], references: Collection[str]) -> list[dict[str, Any]]:
