@@ -12,6 +12,7 @@ place; the rest goes on.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -186,6 +187,26 @@ class Tracer(fx.Tracer):
             return next(self.inputs, *node.args)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         return execute(self.root, node.op, node.target, args, kwargs)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Nobody gives anything by keyword; what is left of the inputs goes to ``*args``."""
+        signature = inspect.signature(root_fn)
+        args: list[Any] = []
+        for name, parameter in signature.parameters.items():
+            if not args:
+                args.append(self.root)
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                args += self._rest(name)
+            elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+                args.append(self._proxy_placeholder(name, concrete_args, signature, root_fn))
+        return root_fn, args
+
+    def _rest(self, name: str) -> list[fx.Proxy]:
+        inputs = list(self.inputs)
+        self.inputs = iter(inputs)
+        return [self.create_proxy("placeholder", f"{name}_{k}", (), {}) for k in range(len(inputs))]
 
     def _proxy_placeholder(self, name: str, *rest: Any) -> Any:
         proxy = super()._proxy_placeholder(name, *rest)

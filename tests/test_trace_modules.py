@@ -121,3 +121,52 @@ def test_leaves_are_not_entered() -> None:
             assert targets(program)[0] == "0"
             assert not [t for t in targets(program) if t.startswith("0.")]
             assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
+
+
+class Anchored(nn.Module):
+    """Anchors are kept for the size they were made for, and inputs beside the first are ignored
+    (YOLOv8).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1)
+        self.shape: torch.Size | None = None
+        self.anchors = torch.empty(0)
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        x = self.head(self.stem(x).relu())
+        if self.shape != x.shape:
+            self.anchors = torch.arange(x.shape[-1]).type_as(x) + 0.5
+            self.shape = x.shape
+        return x.view(x.shape[0], 2, 2, -1).softmax(2).sum(1) + self.anchors.sum()
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+def test_what_a_network_remembers_of_sizes_binds_no_batch(before: int) -> None:
+    """However many examples it has seen before tracing; what it takes by ``*args`` is nothing."""
+    model = seeded(Anchored, 0)
+    outputs(model, noise((before, 3, 8, 8)))
+    program = trace(model, noise((2, 3, 8, 8)))
+    more = noise((5, 3, 8, 8))
+    assert worst(outputs(program.module, more), outputs(model, more)) == 0
+
+
+class Several(nn.Module):
+    """Takes any number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        return self.head(sum((self.stem(x) for x in others), self.stem(first)))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_inputs_beside_the_first_may_have_no_names(count: int) -> None:
+    """Each is an input of the graph."""
+    model, inputs = seeded(Several, 0), noise(*[(2, 3, 8, 8)] * count)
+    program = trace(model, inputs)
+    assert [n.op for n in program.module.graph.nodes].count("placeholder") == count
+    assert worst(outputs(program.module, inputs), outputs(model, inputs)) == 0
