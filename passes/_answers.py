@@ -29,7 +29,7 @@ def answering(program: Program, heads: frozenset[str]) -> frozenset[str]:
     """The heads whose values are the network's outputs as they are: one row of numbers an image."""
     output = next(n for n in program.module.graph.nodes if n.op == "output")
     direct = {n.name for n in output.all_input_nodes if n.op == "call_module"}
-    return frozenset(n for n in direct & heads if len(program.shapes[n]) == 2)
+    return frozenset(n for n in direct & heads if len(program.shapes.get(n, ())) == 2)
 
 
 def answer(rows: Rows, jobs: Sequence[Job]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, cast
@@ -25,18 +25,26 @@ from torch.fx.proxy import Attribute, TraceError
 from torch.utils._pytree import tree_leaves
 
 from passes._inplace import sliceable
-from pleas_fx.module_tree import execute
+from pleas_fx.module_tree import execute, kept_values
 
 
 def concrete_trace(
     model: nn.Module, inputs: Sequence[Tensor], leaves: Collection[str] = ()
 ) -> fx.GraphModule:
     """The graph of ``model`` on inputs of these sizes; modules at ``leaves`` aren't entered."""
-    tracer = Tracer(inputs, leaves)
+    try:
+        return _traced(model, Tracer(inputs, leaves, kept_values(model)))
+    except Exception:  # noqa: BLE001 (its own code may ask what its buffers hold)
+        return _traced(model, Tracer(inputs, leaves))
+
+
+def _traced(model: nn.Module, tracer: Tracer) -> fx.GraphModule:
     with torch.no_grad(), _factories(tracer):
         graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
+
+NOTHING, EVERYTHING = range(0), range(1 << 64)  # of the ids of buffers
 
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
 
@@ -116,9 +124,11 @@ MADE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
 class Tracer(fx.Tracer):
     """Executes every node when it is made, on example inputs."""
 
-    def __init__(self, inputs: Sequence[Tensor], leaves: Collection[str]) -> None:
+    def __init__(
+        self, inputs: Sequence[Tensor], leaves: Collection[str], kept: Container[int] = NOTHING
+    ) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves, self.kept = leaves, kept
         self.inputs: Iterator[Any] = iter([t.detach().clone() for t in inputs])
         self.values: dict[fx.Node, Any] = {}
         self.executing = False
@@ -226,10 +236,10 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, self.path_of_module(m)):
             return super().call_module(m, forward, args, kwargs)
-        for way in (self._as_constants, self._as_nodes):
+        for kept in (self.kept, NOTHING, EVERYTHING):
             before, stack = len(self.graph.nodes), self.module_stack.copy()
             try:
-                with way():
+                with self._keeping(kept):
                     return super().call_module(m, forward, args, kwargs)
             except Exception:  # noqa: BLE001 (anybody's code)
                 self._forget(before)
@@ -238,18 +248,16 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     @contextmanager
-    def _as_constants(self) -> Iterator[None]:
-        """Buffers are known: control flow may depend on what they hold."""
-        yield
+    def _keeping(self, kept: Container[int]) -> Iterator[None]:
+        """Buffers that are nodes: methods of theirs may be given sizes of the inputs.
 
-    @contextmanager
-    def _as_nodes(self) -> Iterator[None]:
-        """Buffers are nodes: their methods may be given sizes of the inputs."""
-        before, self.proxy_buffer_attributes = self.proxy_buffer_attributes, True
+        The others are known: control flow may depend on what they hold.
+        """
+        before, self.kept = self.kept, kept
         try:
             yield
         finally:
-            self.proxy_buffer_attributes = before
+            self.kept = before
 
     def _forget(self, before: int) -> None:
         """Take back the nodes of an attempt."""
@@ -265,4 +273,5 @@ class Tracer(fx.Tracer):
         if self.executing:
             return attr_val
         self.parameters = parameter_proxy_cache
+        self.proxy_buffer_attributes = id(attr_val) in self.kept
         return super().getattr(attr, attr_val, parameter_proxy_cache)

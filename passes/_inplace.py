@@ -61,10 +61,9 @@ def _read_after(node: fx.Node, write: fx.Node) -> bool:
 
 
 def sliceable(key: Any) -> bool:
-    """Whether an index takes a slice of a tensor, without steps."""
+    """Whether an index takes a slice of a tensor."""
     keys = key if isinstance(key, tuple) else (key,)
-    plain = all(isinstance(k, slice) and k.step in (None, 1) for k in keys)
-    return plain and len(keys) > 0
+    return all(isinstance(k, slice) for k in keys) and len(keys) > 0
 
 
 def _replaced(base: fx.Node, keys: list[tuple[int, slice]], part: fx.Node) -> fx.Node:
@@ -72,14 +71,19 @@ def _replaced(base: fx.Node, keys: list[tuple[int, slice]], part: fx.Node) -> fx
     if not keys:
         return part
     (dim, key), *others = keys
-    if key.start is None and key.stop is None:
+    graph, stepping = base.graph, key.step not in (None, 1)
+    if key.start is None and key.stop is None and not stepping:
         return _replaced(base, others, part)
-    graph = base.graph
 
-    def piece(start: Any, stop: Any) -> fx.Node:
-        index = (*[slice(None)] * dim, slice(start, stop))
+    def piece(start: Any, stop: Any, step: Any = None) -> fx.Node:
+        index = (*[slice(None)] * dim, slice(start, stop, step))
         return graph.call_function(operator.getitem, (base, index))
 
+    if stepping:
+        inner = piece(key.start, key.stop, key.step)
+        source = _replaced(inner, others, part) if others else part
+        where = (dim, key.start, key.stop, key.step)
+        return graph.call_function(torch.slice_scatter, (base, source, *where))
     pieces = [_replaced(piece(key.start, key.stop), others, part) if others else part]
     if key.start is not None:
         pieces.insert(0, piece(None, key.start))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from passes._blocks import Blocks, renamed
 from pleas_fx.explicit import explicit_operators
@@ -345,6 +346,8 @@ class Walk:
 
     def _plain_lane(self, nodes: list[fx.Node]) -> fx.Node | None:
         first = self.values[nodes[0]]
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(first)):
+            return nodes[0] if len(set(nodes)) == 1 else None
         return nodes[0] if all(self.values[n] == first for n in nodes) else None
 
     def average(self, nodes: list[fx.Node]) -> fx.Node:

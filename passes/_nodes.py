@@ -15,7 +15,7 @@ from passes._lanes import Mismatch, Value, Walk, sorted_lanes, split
 from pleas_fx.ir import BoolArray, IntArray, Membership, members
 from pleas_fx.labels import NONE
 from pleas_fx.module_tree import attach
-from pleas_fx.rules.relayout import RELAYOUT, SPLIT_TARGETS, Counter
+from pleas_fx.rules.relayout import RELAYOUT, SPLIT_TARGETS, SPLITS, STRETCHES, Counter
 
 CATS = (torch.cat, torch.concat, torch.concatenate)
 
@@ -77,7 +77,7 @@ class Nodes:
         elif node.name in walk.symmetries[0].coupled:
             self._coupled(node, operands)
         elif self._vanishes(node):
-            self._opaque(node)
+            self._vanished(node)
         else:
             self._lane_wise(node, operands)
 
@@ -85,6 +85,30 @@ class Nodes:
         """A tensor result without labels, from labelled operands."""
         is_tensor = node.name in self.walk.programs[0].shapes
         return is_tensor and not self.walk.labelled(node)
+
+    def _vanished(self, node: fx.Node) -> None:
+        """One channel by itself has no labels: it is in the lanes that hold it."""
+        walk = self.walk
+        lanes = {}
+        if self._is_part(node):
+            for S in walk.env[node.all_input_nodes[0].name].lanes:
+                loaded = self._load(node, S)
+                assert loaded is not None
+                lanes[S] = self._relaid(node, S, *loaded)
+        held = {S: n for S, n in lanes.items() if walk.values[n].numel()}
+        if held:
+            walk.keep(node, held)
+        else:
+            self._opaque(node)
+
+    def _is_part(self, node: fx.Node) -> bool:
+        """Whether a node takes a stretch of one operand, or of what another cut it into."""
+        if node.target not in STRETCHES or len(node.all_input_nodes) != 1:
+            return False
+        shapes, operand = self.walk.programs[0].shapes, node.all_input_nodes[0]
+        if operand.name not in shapes:
+            return operand.target in SPLITS
+        return len(shapes[node.name]) == len(shapes[operand.name])
 
     def _emit(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
         if node.op == "call_module":

@@ -21,7 +21,7 @@ from passes._plainer import plainer
 from passes._read_only import WriteError, read_only
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
-from pleas_fx.module_tree import constants, leave_out, twin
+from pleas_fx.module_tree import constants, forgetful, kept_values, leave_out, twin
 
 SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
@@ -54,7 +54,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str]
     _refuse_scripts(model)
     given = tuple(inputs)
     program = _sharing(model, given, leaves)
-    return program or traced(copy.deepcopy(model).eval(), given, leaves=leaves)
+    return program or traced(forgetful(copy.deepcopy(model)).eval(), given, leaves=leaves)
 
 
 def _sharing(
@@ -65,7 +65,7 @@ def _sharing(
         return None
     with read_only(model) as guard:
         try:
-            program = _first_success(twin(model).eval(), given, _followed(given, leaves))
+            program = _first_success(forgetful(twin(model)).eval(), given, _followed(given, leaves))
         except (TraceError, WriteError):
             return None
     return None if guard.written else program
@@ -109,18 +109,22 @@ FrontEnd = Callable[[nn.Module], fx.GraphModule]
 
 
 class _Symbolic(fx.Tracer):
-    def __init__(self, leaves: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, leaves: Collection[str]) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves, self.kept = leaves, kept_values(model)
+        self.nodes = isinstance(model, fx.GraphModule)  # all buffers are already
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = super().is_leaf_module(m, module_qualified_name) and not is_composed(m)
         return leaf or module_qualified_name in self.leaves
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self.proxy_buffer_attributes = self.nodes or id(attr_val) in self.kept
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
 
 def _symbolic(model: nn.Module, leaves: Collection[str]) -> fx.GraphModule:
-    tracer = _Symbolic(leaves)
-    tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # nodes already
+    tracer = _Symbolic(model, leaves)
     graph = tracer.trace(model)
     return fx.GraphModule(model, graph, type(model).__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -14,6 +15,18 @@ Kind = TypeVar("Kind", bound=nn.Module)
 def twin(module: Kind) -> Kind:
     """A copy with the same parameters, the very tensors; all else, buffers too, is its own."""
     return copy.deepcopy(module, {id(p): p for p in module.parameters()})
+
+
+def forgetful(module: Kind) -> Kind:
+    """The module without what it keeps until it is trained again, as LeViT its biases; the modes
+    stay.
+    """
+    modes = [(own, own.training) for own in module.modules()]
+    with suppress(Exception):  # anybody's code
+        module.train()
+    for own, mode in modes:
+        own.training = mode
+    return module
 
 
 def discard(network: nn.Module) -> None:
@@ -74,6 +87,13 @@ def constants(module: nn.Module) -> set[str]:
         for path, own in module.named_modules(remove_duplicate=False)
         for leaf in own._non_persistent_buffers_set
     }
+
+
+def kept_values(module: nn.Module) -> set[int]:
+    """The ids of the buffers of real numbers that ``state_dict`` has: a source's own."""
+    names = constants(module)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {id(b) for name, b in buffers if name not in names and b.is_floating_point()}
 
 
 def leave_out(module: nn.Module, keys: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pleas_fx.errors import IncompatibleModelsError
 from pleas_fx.ir import Axis, Group, GroupId, IntArray, Layout, Permutation, Symmetry
+from pleas_fx.module_tree import forgetful
 
 
 def random_permutation(symmetry: Symmetry, seed: int) -> Permutation:
@@ -39,7 +40,7 @@ def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> 
     Raises:
         IncompatibleModelsError: the model lacks an axis that the symmetry names.
     """
-    result = copy.deepcopy(model)
+    result = forgetful(copy.deepcopy(model))
     own = _tensors(result)
     with torch.no_grad():
         for key, moved in permuted_state(symmetry, result, permutation).items():

@@ -51,6 +51,22 @@ class BinsNet(nn.Module):
         return torch.cat((boxes, scores.sigmoid()), 1), maps
 
 
+class KeypointsNet(nn.Module):
+    """Points and whether they can be seen, channel after channel (YOLOv8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU())
+        self.points = nn.Conv2d(8, 4 * 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.points(self.stem(x))
+        x = x.view(x.shape[0], 12, -1)
+        x = torch.slice_scatter(x, x[:, 2::3].sigmoid(), 1, 2, None, 3)
+        x = torch.slice_scatter(x, (x[:, 0::3] * 2.0 + 0.5) * 8, 1, 0, None, 3)
+        return torch.slice_scatter(x, (x[:, 1::3] * 2.0 - 0.5) * 8, 1, 1, None, 3)
+
+
 class AnchorsNet(nn.Module):
     """Boxes around anchors, decoded side by side at every place (YOLOv5)."""
 
@@ -141,3 +157,25 @@ class InvolutionNet(nn.Module):
         windows = F.unfold(x, 3, padding=1).view(n, 4, 2, 9, height, width)
         x = (kernels * windows).sum(3).view(n, 8, height, width)
         return self.head(x.relu().mean((2, 3)))
+
+
+class PatchesNet(nn.Module):
+    """Image to windows and back; one channel beside others says how much of each place is read
+    (MobileViT v2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.mixed, self.out = nn.Conv2d(6, 1 + 2 * 10, 1), nn.Conv2d(10, 6, 1)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()[..., :8, :8]
+        n, c, height, width = x.shape
+        patches = F.unfold(x, 2, stride=2).view(n, c, 4, -1)
+        query, key, value = self.mixed(patches).split((1, 10, 10), 1)
+        read = (key * query.softmax(-1)).sum(-1, keepdim=True)
+        patches = patches + self.out(value.relu() * read)
+        image = F.fold(patches.reshape(n, c * 4, -1), (height, width), 2, stride=2)
+        return self.head(image.mean((2, 3)))

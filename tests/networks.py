@@ -229,6 +229,7 @@ _ALL = (
     _network("se_resnet", partial(small.NarrowResNet, gate=True), _SMALL),
     _network("group_norm_resnet", partial(small.NarrowResNet, (8, 12, 16), _group_norm(4)), _SMALL),
     _network("preactivation_resnet", small.PreActivationResNet, _SMALL),
+    _network("frozen_norm", _plain(computed.FrozenNorm, _relu), _SMALL),
     _network("no_norm", _plain(nn.Identity, _relu), _SMALL),
     _network("instance_norm", _plain(_INSTANCE_NORM, _relu), _SMALL),
     _network("instance_norm_statistics", _plain(_INSTANCE_STATISTICS, _relu), _SMALL),
@@ -263,11 +264,13 @@ _ALL = (
     _network("patch_transform", token_networks.TransformNet, _SMALL),
     _network("gates", composed.GatesNet, _SMALL),
     _network("bins", composed.BinsNet, _SMALL),
+    _network("keypoints", composed.KeypointsNet, _SMALL),
     _network("anchors", composed.AnchorsNet, _SMALL),
     _network("queries", composed.QueriesNet, _SMALL),
     _network("energy", composed.EnergyNet, _SMALL),
     _network("encoder", composed.EncoderNet, _SMALL),
     _network("involution", composed.InvolutionNet, _SMALL),
+    _network("patches", composed.PatchesNet, _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),
     _network("linear_attention", blocks.LinearAttentionNet, _SMALL),
@@ -298,6 +301,6 @@ BATCHNORM_CNNS = frozenset(
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
     linear_attention detector two_inputs patch_transform same_padding bins anchors relative
-    involution""".split()
+    involution patches keypoints""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

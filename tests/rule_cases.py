@@ -219,6 +219,53 @@ MOVEMENT = [
     Case("index", between(lambda s, x: x[:, [4, 2, 0, 1, 3]]), "5"),
     Case("windows", between(lambda s, x: x.unfold(2, 3, 2).mean(-1)), "5"),
     Case("im2col", between(lambda s, x: F.unfold(x, 3).view(x.shape[0], 27, 3, 5), 3, 27), "3"),
+    Case("col2im", between(lambda s, x: F.fold(F.unfold(x, 3, 1, 1), (5, 7), 3, padding=1)), "5"),
+    Case(
+        "scatter-positions",
+        between(lambda s, x: torch.slice_scatter(x, x[:, :, 1::2] * 2, 2, 1, 5, 2)),
+        "5",
+    ),
+    Case(
+        "scatter-into-zeros",
+        between(lambda s, x: torch.slice_scatter(torch.zeros_like(x), x[:, :, :2], 2, 1, 3)),
+        "5",
+    ),
+    Case(
+        "scatter-channels",
+        two(lambda p, q: torch.slice_scatter(p, p[:, ::2] + q, 1, 0, 6, 2), 6, 3, 6),
+        "3 3",
+        BOTH,
+    ),
+    Case(
+        "scatter-alike",
+        between(
+            lambda s, x: torch.slice_scatter(x, torch.arange(7.0) + x[:, :, ::2] * 0, 2, 0, 5, 2)
+        ),
+        "5",
+    ),
+    Case(
+        "scatter-unlike",
+        between(
+            lambda s, x: torch.slice_scatter(x, torch.ones_like(x).cumsum(1)[:, :, ::2], 2, 0, 5, 2)
+        ),
+        "",
+        CUT_OFF,
+    ),
+    Case(
+        "col2im-of-channels",
+        between(lambda s, x: F.fold(x.flatten(2), (10, 14), 2, stride=2), 12, 3),
+        "3",
+    ),
+    Case(
+        "col2im-overlapping",
+        between(lambda s, x: F.fold(x.flatten(2), (7, 9), 3), 18, 2),
+        "2",
+    ),
+    Case(
+        "col2im-with-gaps",
+        between(lambda s, x: F.fold(x.flatten(2), (14, 20), 2, stride=3), 12, 3),
+        "3",
+    ),
     Case("diagonal", between(lambda s, x: torch.diagonal(x, 0, 2, 3).unsqueeze(-1)), "5"),
     Case("select", between(lambda s, x: x.select(2, 1).unsqueeze(2)), "5"),
     Case("detach", between(lambda s, x: x.detach()), "5"),

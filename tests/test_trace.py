@@ -149,6 +149,14 @@ def assigned(_: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def stepped(_: nn.Module, x: Tensor) -> Tensor:
+    """Every second row, of every third column from the second on."""
+    y = x.clone()
+    y[:, :, 1::2] = y[:, :, 1::2].sigmoid()
+    y[:, :, :5, 1::3] *= 2.0
+    return y
+
+
 def bordered(_: nn.Module, x: Tensor) -> Tensor:
     """Written into the middle of zeros."""
     border = torch.zeros(x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3] + 2, dtype=x.dtype)
@@ -156,7 +164,7 @@ def bordered(_: nn.Module, x: Tensor) -> Tensor:
     return border
 
 
-WRITES = [scaled_part, scaled_window, cleared, assigned, bordered]
+WRITES = [scaled_part, scaled_window, cleared, assigned, stepped, bordered]
 
 
 @pytest.mark.parametrize("write", WRITES)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pleas_fx as pf
 from passes.groups import Groups
 from passes.lower import lower
 from passes.trace import trace
@@ -170,3 +171,37 @@ def test_inputs_beside_the_first_may_have_no_names(count: int) -> None:
     program = trace(model, inputs)
     assert [n.op for n in program.module.graph.nodes].count("placeholder") == count
     assert worst(outputs(program.module, inputs), outputs(model, inputs)) == 0
+
+
+class Keeping(nn.Module):
+    """Biases are computed once in eval mode, and again after training (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1)
+        self.table = nn.Parameter(torch.empty(6, 1, 1))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Keeping:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.table * 2
+        return self.last((self.first(x) + self.kept).relu())
+
+
+def test_what_a_network_keeps_until_it_is_trained_is_computed_again() -> None:
+    """Also by a permuted copy; and the model's own modes are left as they are."""
+    model = seeded(Keeping, 0)
+    with torch.no_grad():
+        model(INPUTS[0])
+    symmetry = pf.permutation_groups(model, INPUTS)
+    assert "table" in {axis.key for group in symmetry.groups for axis in group.axes}
+    copy = symmetry.apply(model, symmetry.random(0))
+    assert worst(outputs(copy, INPUTS), outputs(model, INPUTS)) < 1e-6
+    result = pf.merge([model, copy], INPUTS[0].repeat(4, 1, 1, 1), width=1.0, progress=False)
+    assert worst(outputs(result.model, INPUTS)[:1], outputs(model, INPUTS)) < 1e-5
+    assert model.kept is not None
+    assert not model.training

@@ -8,6 +8,7 @@ from itertools import accumulate, combinations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pleas_fx.labels import (
@@ -138,6 +139,29 @@ def copied(ctx: Labeller, call: Call) -> list[Coordinates]:
     return [list(ctx.of(target))]
 
 
+def scattered(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``slice_scatter``: what is written moves with the place it is written to.
+
+    A target that is the same constant for all channels takes the labels of what comes into it.
+    """
+    target, value, dim = call.args[0], call.args[1], int(call.arg(2, "dim", 0)) % call.args[0].dim()
+    start, end, step = call.arg(3, "start", None), call.arg(4, "end", None), call.arg(5, "step", 1)
+    window = (*[slice(None)] * dim, slice(start, end, step))
+    into = {pattern(c): c for c in ctx.of(target)}
+    results = list(ctx.of(target))
+    for labels in ctx.of(value):
+        key = pattern(labels)
+        if key in into:
+            ctx.tie(into[key][window], labels)
+        elif dim in key or not constant_along(ctx, target, key):
+            raise Refused("the written channels don't line up with the target's")
+        else:
+            results.append(labels.narrow(dim, 0, 1).expand(target.shape))
+    places = {key: canonical(c[window]) for key, c in into.items()}
+    held(ctx, value, places, value.shape)
+    return [results]
+
+
 def concatenated(ctx: Labeller, call: Call) -> list[Coordinates]:
     """``cat``: labels along the joined dim are concatenated, all others tied.
 
@@ -265,6 +289,38 @@ def unfolded(ctx: Labeller, call: Call) -> list[Coordinates]:
     return [results]
 
 
+def folded(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``col2im``: values that come to lie on one place are added, so they move together.
+
+    Places between the windows are zero, which is no channel's in particular.
+    """
+    return [
+        [_added_up(ctx, call, labels).expand(call.outs[0].shape) for labels in ctx.of(call.args[0])]
+    ]
+
+
+def _added_up(ctx: Labeller, call: Call, labels: Tensor) -> Tensor:
+    channels, *image = call.outs[0].shape[-3:]
+    if labels.dim() == 3:
+        if 0 in pattern(labels):
+            raise Refused(SEVERAL)
+        labels = labels[0]
+    windows = labels if labels.dim() - 1 in pattern(labels) else labels[:, :1]
+    grid = windows.reshape(channels, -1, windows.shape[-1])  # channel, place in window, window
+    first = grid[:, :1, :1]
+    if bool((grid == first).all()):
+        return first
+    grid = grid.expand(-1, -1, labels.shape[-1])
+    numbers = torch.arange(1.0, image[0] * image[1] + 1, dtype=torch.double).view(1, 1, *image)
+    places = F.unfold(numbers, *call.args[2:]).long()[0].reshape(-1) - 1
+    inside = places >= 0  # elsewhere is padding, which is cut off
+    values, places = grid.reshape(channels, -1)[:, inside], places[inside]
+    result = values.new_full((channels, image[0] * image[1]), NONE)
+    result[:, places] = values
+    ctx.tie(values, result[:, places])
+    return canonical(result.view(channels, *image))
+
+
 MOVEMENT: dict[str, Rule] = {
     **dict.fromkeys(
         """transpose permute t numpy_T expand repeat
@@ -282,6 +338,7 @@ MOVEMENT: dict[str, Rule] = {
     "new_empty": allocated,
     **dict.fromkeys("new_zeros new_ones new_full".split(), constant),
     "copy_": copied,
+    "slice_scatter": scattered,
     "cat": concatenated,
     "stack": stacked,
     "constant_pad_nd": padded,
@@ -291,4 +348,5 @@ MOVEMENT: dict[str, Rule] = {
         mirrored,
     ),
     "im2col": unfolded,
+    "col2im": folded,
 }

@@ -190,4 +190,6 @@ RELAYOUT: dict[Any, Relayout] = {
     torch.narrow: narrow,
 }
 
+STRETCHES: frozenset[Any] = frozenset({operator.getitem, "narrow", torch.narrow})
+
 SPLIT_TARGETS: dict[Any, Any] = {"chunk": "split", torch.chunk: torch.split}
