@@ -221,6 +221,19 @@ MOVEMENT = [
     Case("im2col", between(lambda s, x: F.unfold(x, 3).view(x.shape[0], 27, 3, 5), 3, 27), "3"),
     Case("col2im", between(lambda s, x: F.fold(F.unfold(x, 3, 1, 1), (5, 7), 3, padding=1)), "5"),
     Case(
+        "max-unpool",
+        between(
+            lambda s, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2, 2, 0, (5, 7))
+        ),
+        "5",
+    ),
+    Case(
+        "places-of-maxima",
+        between(lambda s, x: F.max_pool2d(x, 2, return_indices=True)[1].double()),
+        "5",
+        inert="a.bias.0",
+    ),
+    Case(
         "scatter-positions",
         between(lambda s, x: torch.slice_scatter(x, x[:, :, 1::2] * 2, 2, 1, 5, 2)),
         "5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -45,7 +46,10 @@ def _dims(call: Call, x: Tensor) -> set[int]:
 
 
 def pooling(spatial: int) -> Rule:
-    """Pooling or resampling over the last ``spatial`` dims, which it treats alike."""
+    """Pooling or resampling over the last ``spatial`` dims, which it treats alike.
+
+    Also where in its channel each maximum was, which moves with the channel.
+    """
 
     def rule(ctx: Labeller, call: Call) -> list[Coordinates]:
         results: list[Coordinates] = [[] for _ in call.outs]
@@ -56,8 +60,23 @@ def pooling(spatial: int) -> Rule:
             for dim in range(labels.dim() - spatial, labels.dim()):
                 ctx.tie(labels, any_along(labels, dim))
                 labels = any_along(labels, dim)
-            results[0].append(labels.expand(call.outs[0].shape))
+            for out, own in zip(call.outs, results, strict=True):
+                own.append(labels.expand(out.shape))
         return results
+
+    return rule
+
+
+def unpooling(spatial: int) -> Rule:
+    """``max_unpool``: values and where in their channels they go."""
+
+    def rule(ctx: Labeller, call: Call) -> list[Coordinates]:
+        values, places = ctx.of(call.args[0]), ctx.of(call.args[1])
+        if sorted(map(pattern, values)) != sorted(map(pattern, places)):
+            raise Refused("its values and places don't have the same channels")
+        for labels in values:
+            ctx.tie(labels, next(c for c in places if pattern(c) == pattern(labels)))
+        return pooling(spatial)(ctx, replace(call, args=call.args[:1]))
 
     return rule
 
@@ -85,4 +104,5 @@ REDUCTION: dict[str, Rule] = {
         _upsample_bicubic2d_aa grid_sampler_2d fractional_max_pool2d""".split()
     },
     "upsample_trilinear3d": pooling(3),
+    **{f"max_unpool{n}d": unpooling(n) for n in (2, 3)},
 }
