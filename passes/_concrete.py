@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 from torch.utils._pytree import tree_leaves
 
+from passes._einops import accept_proxies
 from passes._inplace import sliceable
 from pleas_fx.module_tree import execute, kept_values
 
@@ -39,6 +40,7 @@ def concrete_trace(
 
 
 def _traced(model: nn.Module, tracer: Tracer) -> fx.GraphModule:
+    accept_proxies()
     with torch.no_grad(), _factories(tracer):
         graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)

@@ -146,7 +146,13 @@ class Nodes:
             if loaded is None:
                 raise walk.mismatch(node, "an operand has no such lane")
             lanes[S] = self._emit(node, *loaded)
+            self._restored(node, S, lanes[S])
         walk.keep(node, _collapse(walk, lanes))
+
+    def _restored(self, node: fx.Node, membership: Membership, emitted: fx.Node) -> None:
+        """What is taken out of a whole tuple gets the labels that the source has for it."""
+        if not self.walk.whole.isdisjoint(emitted.all_input_nodes):
+            self.walk.relabel(node, membership, emitted)
 
     def _lane_wise(self, node: fx.Node, operands: list[Value]) -> None:
         walk = self.walk
@@ -157,8 +163,7 @@ class Nodes:
             if loaded is None:
                 raise walk.mismatch(node, "operands don't have the same lanes")
             lanes[S] = self._relaid(node, S, *loaded)
-            if not walk.whole.isdisjoint(lanes[S].all_input_nodes):
-                walk.relabel(node, S, lanes[S])
+            self._restored(node, S, lanes[S])
             walk.verify_or_follow(node, S, lanes[S])
         walk.keep(node, _collapse(walk, lanes))
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from einops import rearrange, reduce
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 import pleas_fx as pf
@@ -205,3 +207,37 @@ def test_what_a_network_keeps_until_it_is_trained_is_computed_again() -> None:
     assert worst(outputs(result.model, INPUTS)[:1], outputs(model, INPUTS)) < 1e-5
     assert model.kept is not None
     assert not model.training
+
+
+class Rearranged(nn.Module):
+    """Attention whose layouts are written in einops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3), nn.LayerNorm(16)
+        self.mixed, self.out, self.head = nn.Linear(16, 36), nn.Linear(12, 16), nn.Linear(16, 4)
+        self.last = Rearrange("b n c -> b c n")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(self.stem(x), "b c h w -> b (h w) c")
+        query, key, value = rearrange(
+            self.mixed(self.norm(x)), "b n (k h d) -> k b h n d", k=3, h=4
+        )
+        read = (query @ key.transpose(-1, -2)).softmax(-1) @ value
+        x = self.last(x + self.out(rearrange(read, "b h n d -> b n (h d)")))
+        return self.head(reduce(x, "b c n -> b c", "mean"))
+
+
+def test_einops_is_followed() -> None:
+    """Into operators of torch, for any batch; the network is analysed and merged like others."""
+    a, b = (seeded(Rearranged, seed).double() for seed in (0, 1))
+    inputs = (INPUTS[0].double(),)
+    program = trace(a, inputs)
+    more = (torch.cat(inputs * 2),)
+    assert worst(outputs(program.module, more), outputs(a, more)) == 0.0
+    symmetry = pf.permutation_groups(a, inputs)
+    assert symmetry.certificate.passed
+    frozen = {f"{f.axis.key}.{f.axis.dim}" for f in symmetry.frozen}
+    assert frozen == {"stem.weight.1", "head.weight.0", "head.bias.0"}
+    result = pf.merge([a, b], more[0], width=2.0, progress=False)
+    assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
