@@ -50,7 +50,7 @@ def _prepared(layer: Any, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
     """Padded input; a transposed convolution is a convolution of its zero-stuffed input."""
     if not is_transposed(layer):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        return layer.stride, F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        return layer.stride, F.pad(x, _padding(layer), mode=mode)
     spatial = x.dim() - 2
     stuffed_shape = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)]
     stuffed = x.new_zeros(*x.shape[:2], *stuffed_shape)
@@ -60,6 +60,20 @@ def _prepared(layer: Any, x: Tensor) -> tuple[tuple[int, ...], Tensor]:
         edge = layer.dilation[d] * (layer.kernel_size[d] - 1) - layer.padding[d]
         pads += [edge, edge + layer.output_padding[d]]
     return (1,) * spatial, F.pad(stuffed, pads)
+
+
+def _padding(layer: Any) -> list[int]:
+    """As the layer pads, before and behind, last dim first.
+
+    Somebody may have set it since the constructor noted it for modes other than zeros.
+    """
+    if layer.padding_mode != "zeros":
+        return list(layer._reversed_padding_repeated_twice)
+    if layer.padding == "same":
+        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [n for size in reversed(reach) for n in (size // 2, size - size // 2)]
+    sizes = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
+    return [n for size in reversed(sizes) for n in (size, size)]
 
 
 def output_rows(module: nn.Module, y: Tensor, at: IntArray) -> Tensor:

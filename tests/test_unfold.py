@@ -114,6 +114,19 @@ def test_rows_times_matrix_is_the_layer(entry: Any) -> None:
     assert distance(found, expected) < TIGHT
 
 
+@pytest.mark.parametrize("padding", ["same", (2, 4), (1, 0)])
+def test_sizes_that_were_set_later_are_the_ones(padding: Any) -> None:
+    """As code sets them that makes an encoder keep its resolution."""
+    layer, x = nn.Conv2d(4, 6, 3, padding="same").double(), torch.randn(2, 4, 9, 11).double()
+    layer.dilation, layer.padding, layer.stride = (2, 4), padding, (1, 1)
+    y = layer(x).detach()
+    at = np.arange(output_positions(layer, y.shape))
+    found = product(
+        layer, input_rows(layer, x, y.shape, at), to_matrix(layer, layer.weight.detach())
+    )
+    assert distance(found, output_rows(layer, y, at)) < TIGHT
+
+
 @every_layer
 def test_shuffled_weights_are_noticed(entry: Any) -> None:
     """Negative control: the unknowns in another order give another output."""
