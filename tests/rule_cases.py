@@ -95,6 +95,27 @@ def two(
     )
 
 
+def sampled_heads(values: Tensor, places: Tensor) -> Tensor:
+    """Three heads, each read at places of its own (deformable attention)."""
+    images = values.reshape(-1, 2, 5, 7)
+    grid = places.reshape(-1, 2, 5, 7).permute(0, 2, 3, 1).tanh()
+    return F.grid_sample(images, grid, align_corners=False).reshape(-1, 6, 5, 7)
+
+
+def sampled_volume(values: Tensor, places: Tensor) -> Tensor:
+    """In three dims, of which one is a single slice."""
+    grid = places[:, :, None].movedim(1, -1).tanh()
+    return F.grid_sample(values[:, :, None], grid, align_corners=False)[:, :, 0]
+
+
+def sampled_points(values: Tensor, places: Tensor) -> Tensor:
+    """Every place reads at three points, and sums up."""
+    grid = places.reshape(-1, 3, 2, 35).permute(0, 3, 1, 2).tanh()
+    return (
+        F.grid_sample(values, grid, align_corners=False).sum(3).reshape(-1, values.shape[1], 5, 7)
+    )
+
+
 def parts(operation: Forward, *sizes: int) -> Callable[[], nn.Module]:
     """``a``, parts of its output, ``b`` and ``c`` on a part each."""
 
@@ -220,6 +241,15 @@ MOVEMENT = [
     Case("windows", between(lambda s, x: x.unfold(2, 3, 2).mean(-1)), "5"),
     Case("im2col", between(lambda s, x: F.unfold(x, 3).view(x.shape[0], 27, 3, 5), 3, 27), "3"),
     Case("col2im", between(lambda s, x: F.fold(F.unfold(x, 3, 1, 1), (5, 7), 3, padding=1)), "5"),
+    Case(
+        "grid-sample",
+        two(lambda p, q: F.grid_sample(p, q.permute(0, 2, 3, 1).tanh(), align_corners=False), 5, 2),
+        "5",
+        "c.weight.0 c.bias.0 " + BOTH,
+    ),
+    Case("grid-sample-volume", two(sampled_volume, 5, 3), "5", "c.weight.0 c.bias.0 " + BOTH),
+    Case("sampled-heads", two(sampled_heads, 6, 6, 6), "3x2 3x1", BOTH),
+    Case("sampled-points", two(sampled_points, 5, 6), "5 3", BOTH),
     Case(
         "max-unpool",
         between(

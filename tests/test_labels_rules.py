@@ -247,7 +247,6 @@ ELSEWHERE = set(
 )
 UNTESTED = {"as_strided", "index_select", "repeat_interleave", "take", "new_ones", "new_full"} | {
     "fractional_max_pool2d",
-    "grid_sampler_2d",
     # by the awkward cases below, and in test_labels_writing
     "copy_",
     "zero_",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, any_along, pattern
 from pleas_fx.rules.normalisation import nest_rows
+from pleas_fx.rules.pointwise import combine
 
 
 def reduced(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -81,6 +83,35 @@ def unpooling(spatial: int) -> Rule:
     return rule
 
 
+def sampling(spatial: int) -> Rule:
+    """``grid_sample``: places to read at, which may have labels of their own (heads, points)."""
+
+    def rule(ctx: Labeller, call: Call) -> list[Coordinates]:
+        image, grid = call.args[:2]
+        kept = [c for labels in ctx.of(grid) for c in _of_places(ctx, labels)]
+        read = pooling(spatial)(ctx, replace(call, args=(image,)))[0]
+        first: tuple[Any, ...] = (..., *[slice(1)] * spatial)
+        corner = image[first]
+        places = grid[..., 0].unsqueeze(1)
+        for stand_in in (corner, places):
+            ctx.source(stand_in)
+        ctx.assign(corner, [c[first] for c in read])
+        ctx.assign(places, [c[..., 0].unsqueeze(1) for c in kept])
+        return [combine(ctx, [corner, places], call.outs[0])]
+
+    return rule
+
+
+def _of_places(ctx: Labeller, labels: Tensor) -> Coordinates:
+    """A place's coordinates are in their order; all of them may move with what has the place."""
+    last = labels.dim() - 1
+    if pattern(labels) == (last,):
+        ctx.pin(labels, "says where to sample")
+        return []
+    ctx.tie(labels, any_along(labels, last))
+    return [any_along(labels, last)]
+
+
 def _spatial(names: str) -> dict[str, Rule]:
     make: Callable[[int], Rule] = pooling
     return {f"{name}{n}d": make(n) for name in names.split() for n in (1, 2, 3)}
@@ -101,8 +132,9 @@ REDUCTION: dict[str, Rule] = {
     **{
         name: pooling(2)
         for name in """upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
-        _upsample_bicubic2d_aa grid_sampler_2d fractional_max_pool2d""".split()
+        _upsample_bicubic2d_aa fractional_max_pool2d""".split()
     },
     "upsample_trilinear3d": pooling(3),
+    **{f"grid_sampler_{n}d": sampling(n) for n in (2, 3)},
     **{f"max_unpool{n}d": unpooling(n) for n in (2, 3)},
 }
