@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.zoo import outside
+from benchmarks.zoo import outside, packages
 
 Shape = tuple[int, ...]
 
@@ -97,6 +97,7 @@ MODELS: tuple[str, ...] = (
     *_named("torchvision", TORCHVISION_FIRST[14:]),
     *_named("segmentation", SEGMENTATION[:3]),
     *_named("backbone", BACKBONES[:6]),
+    *(name for kind, own in packages.RECIPES.items() for name in _named(kind, list(own))),
     *_named("timm", TIMM_BLOCKS),
     *_named("timm", TIMM_OTHER),
     *_named("torchvision", TORCHVISION_NEXT),
@@ -111,6 +112,8 @@ def build(name: str) -> nn.Module:
     kind, _, model = name.partition(":")
     if kind == "outside":
         return OUTSIDE[model][0]()
+    if kind in packages.RECIPES:
+        return packages.build(kind, model)
     if kind == "timm":
         import timm
 
@@ -132,6 +135,8 @@ def shapes(name: str) -> Iterator[Shape]:
     kind, _, model = name.partition(":")
     if kind == "outside":
         yield OUTSIDE[model][1]
+    elif kind in packages.RECIPES:
+        yield packages.RECIPES[kind][model].shape
     else:
         yield from ((3, size, size) for size in SIZES)
 
