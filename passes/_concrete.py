@@ -234,7 +234,7 @@ class Tracer(fx.Tracer):
         return leaf or m in self.opaque or module_qualified_name in self.leaves
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.executing:
+        if self.executing or not self._is_part(m):
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, self.path_of_module(m)):
             return super().call_module(m, forward, args, kwargs)
@@ -248,6 +248,13 @@ class Tracer(fx.Tracer):
                 self.module_stack = stack
         self.opaque.add(m)
         return super().call_module(m, forward, args, kwargs)
+
+    def _is_part(self, m: nn.Module) -> bool:
+        """Not so of what the code makes as it goes: a slice of a Sequential, an activation."""
+        try:
+            return bool(self.path_of_module(m)) or m is self.root
+        except NameError:
+            return False
 
     @contextmanager
     def _keeping(self, kept: Container[int]) -> Iterator[None]:

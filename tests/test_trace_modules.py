@@ -241,3 +241,24 @@ def test_einops_is_followed() -> None:
     assert frozen == {"stem.weight.1", "head.weight.0", "head.bias.0"}
     result = pf.merge([a, b], more[0], width=2.0, progress=False)
     assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
+
+
+class Sliced(nn.Module):
+    """Parts of a Sequential, and an activation that is made on every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[2:](nn.ReLU()(self.layers[:2](x)))
+
+
+def test_modules_that_are_made_on_the_way_are_entered() -> None:
+    """They aren't installed anywhere; the layers in them are."""
+    model = seeded(Sliced, 0)
+    program = trace(model, INPUTS)
+    layers = [str(n.target) for n in program.module.graph.nodes if n.op == "call_module"]
+    assert layers == ["layers.0", "layers.1", "layers.2"]
+    assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
+    assert pf.permutation_groups(model, INPUTS).groups
