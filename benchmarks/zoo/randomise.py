@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from pleas_fx.module_tree import forgetful
 from tests.randomise import fan_in
 
 SPREAD = 0.3  # standard deviation of biases, and of running means in units of the true ones
@@ -40,6 +41,7 @@ def randomise(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
                 if not name.endswith("bias"):  # gains too: norms make up for smaller matrices
                     parameter.mul_(0.5)
             _settle(model, inputs)
+    forgetful(model)  # what it computed of other numbers
 
 
 def _enough(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
