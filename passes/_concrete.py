@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from passes._einops import accept_proxies
 from passes._inplace import sliceable
+from passes._kinds import kinds_of_values
 from pleas_fx.module_tree import execute, kept_values
 
 
@@ -41,7 +42,7 @@ def concrete_trace(
 
 def _traced(model: nn.Module, tracer: Tracer) -> fx.GraphModule:
     accept_proxies()
-    with torch.no_grad(), _factories(tracer):
+    with torch.no_grad(), _factories(tracer), kinds_of_values(model, tracer.value):
         graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 

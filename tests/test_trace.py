@@ -72,17 +72,33 @@ def placed(_: nn.Module, x: Tensor) -> Tensor:
     return x.relu() if x.device.type != "meta" else x
 
 
-@pytest.mark.parametrize("between", [padded, listed, counted, numbered, placed])
+def checked(_: nn.Module, x: Tensor) -> Tensor:
+    """Asks what its values are, as TorchScript is asked, too."""
+    if not isinstance(x, Tensor) or not torch.jit.isinstance(x, Tensor):
+        raise TypeError("no tensor")
+    width = x.shape[-1]
+    return x.relu() * (2 if isinstance(width, int) and len(x.shape) == 4 else width)
+
+
+@pytest.mark.parametrize("between", [padded, listed, counted, numbered, placed, checked])
 def test_control_flow_over_sizes_is_followed(between: Callable[..., Tensor]) -> None:
     """torch.fx alone refuses; the program computes the same and its groups are certified."""
     model = seeded(lambda: Controlled(between), 0)
-    with pytest.raises(Exception, match=r"control flow|iterated|integer|len|argument"):
+    with pytest.raises(Exception, match=r"control flow|iterated|integer|len|argument|no tensor"):
         fx.symbolic_trace(model)
     program = trace(model, INPUTS)
     assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
     certificate = pf.permutation_groups(model, INPUTS).certificate
     assert certificate.passed
     assert not certificate.culprits
+
+
+def test_what_code_is_told_of_proxies_ends_with_the_trace() -> None:
+    """Its files and torch are as they were."""
+    before = torch.jit.isinstance
+    trace(seeded(lambda: Controlled(checked), 0), INPUTS)
+    assert "isinstance" not in globals()
+    assert torch.jit.isinstance is before
 
 
 def test_the_batch_size_stays_open() -> None:
@@ -345,13 +361,6 @@ def test_the_model_is_left_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def checking(x: Tensor) -> Tensor:
-    """Refuses what is no tensor, and so every tracer's stand-in."""
-    if not isinstance(x, Tensor):
-        raise TypeError("no tensor")
-    return x.relu()
-
-
 def clipped(x: Tensor) -> Tensor:
     """Written where a mask says so."""
     x = x * 1.0
@@ -383,7 +392,7 @@ class Between(nn.Module):
         return {"map": x, "logits": self.head(x.mean((2, 3)))}
 
 
-FOLLOWED_BY_EXPORT = [checking, clipped, mapped]
+FOLLOWED_BY_EXPORT = [clipped, mapped]
 
 
 @pytest.mark.parametrize("function", FOLLOWED_BY_EXPORT)
