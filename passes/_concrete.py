@@ -27,15 +27,16 @@ from torch.utils._pytree import tree_leaves
 from passes._einops import accept_proxies
 from passes._inplace import sliceable
 from passes._kinds import kinds_of_values
-from pleas_fx.module_tree import execute, kept_values
+from pleas_fx.module_tree import execute, kept_values, twin
 
 
 def concrete_trace(
     model: nn.Module, inputs: Sequence[Tensor], leaves: Collection[str] = ()
 ) -> fx.GraphModule:
     """The graph of ``model`` on inputs of these sizes; modules at ``leaves`` aren't entered."""
+    first = twin(model)  # code may leave proxies behind
     try:
-        return _traced(model, Tracer(inputs, leaves, kept_values(model)))
+        return _traced(first, Tracer(inputs, leaves, kept_values(first)))
     except Exception:  # noqa: BLE001 (its own code may ask what its buffers hold)
         return _traced(model, Tracer(inputs, leaves))
 

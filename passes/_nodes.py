@@ -96,7 +96,7 @@ class Nodes:
                 assert loaded is not None
                 lanes[S] = self._relaid(node, S, *loaded)
         held = {S: n for S, n in lanes.items() if walk.values[n].numel()}
-        if held:
+        if {s for S in held for s in members(S)} == set(members(walk.everyone)):
             walk.keep(node, held)
         else:
             self._opaque(node)

@@ -262,3 +262,27 @@ def test_modules_that_are_made_on_the_way_are_entered() -> None:
     assert layers == ["layers.0", "layers.1", "layers.2"]
     assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
     assert pf.permutation_groups(model, INPUTS).groups
+
+
+class Remembering(nn.Module):
+    """Asks its own buffer, and keeps the size of what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.register_buffer("scale", torch.ones(()))
+        self.shape: torch.Size | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape:
+            self.shape = x.shape
+        x = self.layer(x)
+        return x.relu() if self.scale > 0 else x
+
+
+def test_nothing_of_an_attempt_is_seen_by_the_next() -> None:
+    """Buffers are nodes at first, which decide nothing; then they are known."""
+    model = seeded(Remembering, 0)
+    program = trace(model, INPUTS)
+    assert worst(outputs(program.module, INPUTS), outputs(model, INPUTS)) == 0.0
+    assert all(n.op != "get_attr" for n in program.module.graph.nodes)
