@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import fx
@@ -17,20 +17,38 @@ Classes = Sequence[Sequence[Hashable]]
 def output_groups(program: Program, symmetry: Symmetry) -> frozenset[GroupId]:
     """The groups of the network's outputs, and what is frozen together with them, or beside them.
 
-    Beside: along another dim of one value (sides of a box and anchors, say).
+    Beside: along another dim of one value (sides of a box and anchors, say), or in a parameter
+    that the values are combined with (sizes of anchors).
     """
-    found: set[int] = set()
     output = next(n for n in program.module.graph.nodes if n.op == "output")
-    for node in output.all_input_nodes:
-        for classes in symmetry.layout.values.get(node.name, ()):
-            found |= set(np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist())
+    found = {g for node in output.all_input_nodes for g in _groups(symmetry, node)}
     grown, beside = True, _side_by_side(symmetry)
+    read = list(_parameters_read(program, symmetry))
     while grown:
-        linked = {g for b in (*symmetry.bundles, *beside) if b & found for g in b}
+        linked: set[int] = {g for b in (*symmetry.bundles, *beside) if b & found for g in b}
+        linked |= {g for here, own in read if here & found for g in own}
         grown = not linked <= found
         found |= linked
     planned = {g.id for g in (*symmetry.groups, *symmetry.fixed)}
     return frozenset(GroupId(g) for g in found if g in planned)
+
+
+def _groups(symmetry: Symmetry, node: fx.Node) -> set[int]:
+    """Those of a node's value."""
+    coordinates = symmetry.layout.values.get(node.name, ())
+    return {int(g) for c in coordinates for g in np.unique(symmetry.layout.group[c[c >= 0]])}
+
+
+def _parameters_read(
+    program: Program, symmetry: Symmetry
+) -> Iterator[tuple[set[int], frozenset[int]]]:
+    """Groups of a node's value, and those of a parameter that it reads which can't move."""
+    still = {int(g.id) for g in (*symmetry.fixed, *symmetry.groups) if g.size == 1}
+    still |= {int(g.id) for g in symmetry.fixed}
+    for node in program.module.graph.nodes:
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr":
+                yield _groups(symmetry, node), frozenset(_groups(symmetry, operand) & still)
 
 
 def _side_by_side(symmetry: Symmetry) -> set[frozenset[GroupId]]:
@@ -89,7 +107,8 @@ def in_matched_order(
     """The same lanes; movable channels that no value carries are averaged with their matches."""
     lanes = dict(given)
     for group in symmetry.groups:
-        if group.id in lanes:
+        own = lanes.get(group.id, ())
+        if len(own) == 1 and bool((own[0].channels >= 0).all()):  # in every source
             partner = matching.partner[group.id]
             lanes[group.id] = (Lane(everyone(len(partner)), partner.T),)
     return lanes

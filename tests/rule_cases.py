@@ -108,6 +108,12 @@ def sampled_volume(values: Tensor, places: Tensor) -> Tensor:
     return F.grid_sample(values[:, :, None], grid, align_corners=False)[:, :, 0]
 
 
+def unpooled_volume(_: Any, x: Tensor) -> Tensor:
+    """In three dims, of which one is a single slice."""
+    pooled = F.max_pool3d(x[:, :, None], (1, 2, 2), return_indices=True)
+    return F.max_unpool3d(*pooled, (1, 2, 2), (1, 2, 2), 0, (1, 5, 7))[:, :, 0]
+
+
 def sampled_points(values: Tensor, places: Tensor) -> Tensor:
     """Every place reads at three points, and sums up."""
     grid = places.reshape(-1, 3, 2, 35).permute(0, 3, 1, 2).tanh()
@@ -257,6 +263,7 @@ MOVEMENT = [
         ),
         "5",
     ),
+    Case("max-unpool-volume", between(unpooled_volume), "5"),
     Case(
         "places-of-maxima",
         between(lambda s, x: F.max_pool2d(x, 2, return_indices=True)[1].double()),
