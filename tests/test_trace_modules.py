@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
 import torch
 from einops import rearrange, reduce
+from einops._backends import TorchBackend
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 import pleas_fx as pf
+from passes._einops import accept_proxies
 from passes.groups import Groups
 from passes.lower import lower
 from passes.trace import trace
@@ -241,6 +244,13 @@ def test_einops_is_followed() -> None:
     assert frozen == {"stem.weight.1", "head.weight.0", "head.bias.0"}
     result = pf.merge([a, b], more[0], width=2.0, progress=False)
     assert worst(outputs(result.model, inputs), outputs(a, inputs) + outputs(b, inputs)) < 1e-9
+
+
+def test_einops_finds_proxies_whenever_it_looks_for_them() -> None:
+    """Not only until unused classes are collected."""
+    accept_proxies()
+    gc.collect()
+    assert "torch.fx" in {kind.framework_name for kind in TorchBackend.__subclasses__()}
 
 
 class Sliced(nn.Module):
