@@ -122,6 +122,7 @@ class _KnownAttribute(_Known, Attribute):
     """``x.shape`` and its like; a node only once it is used, so that methods can be called."""
 
 
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 MADE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
 
 
@@ -213,7 +214,7 @@ class Tracer(fx.Tracer):
                 args.append(self.root)
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 args += self._rest(name)
-            elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            elif parameter.kind in POSITIONAL:
                 args.append(self._proxy_placeholder(name, concrete_args, signature, root_fn))
         return root_fn, args
 

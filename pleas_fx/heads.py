@@ -43,8 +43,8 @@ def _parameters_read(
     program: Program, symmetry: Symmetry
 ) -> Iterator[tuple[set[int], frozenset[int]]]:
     """Groups of a node's value, and those of a parameter that it reads which can't move."""
-    still = {int(g.id) for g in (*symmetry.fixed, *symmetry.groups) if g.size == 1}
-    still |= {int(g.id) for g in symmetry.fixed}
+    alone = (g for g in symmetry.groups if g.size == 1)
+    still = {int(g.id) for g in (*symmetry.fixed, *alone)}
     for node in program.module.graph.nodes:
         for operand in node.all_input_nodes:
             if operand.op == "get_attr":
@@ -65,11 +65,7 @@ def _side_by_side(symmetry: Symmetry) -> set[frozenset[GroupId]]:
 
 def head_nodes(program: Program, symmetry: Symmetry, outputs: frozenset[GroupId]) -> frozenset[str]:
     """The nodes of the source graph that carry output groups, or nothing but outputs."""
-    names = set()
-    for node in program.module.graph.nodes:
-        for classes in symmetry.layout.values.get(node.name, ()):
-            if set(np.unique(symmetry.layout.group[classes[classes >= 0]]).tolist()) & outputs:
-                names.add(node.name)
+    names = {n.name for n in program.module.graph.nodes if _groups(symmetry, n) & outputs}
     output = next(n for n in program.module.graph.nodes if n.op == "output")
     names |= {n.name for n in tree_leaves(output.args) if isinstance(n, fx.Node)}
     return frozenset(names)

@@ -24,8 +24,8 @@ from tests.results import Merged
 QUICK = "narrow_resnet channel_shuffle detector unet_transposed cnn3d two_inputs".split()
 BY_PROGRAM, BY_SCRIPT = export.EXPORTERS
 
-# No TorchScript symbolics: RMSNorm; for batches of any size, instance norm with running statistics
-# windows put together (fold); writes into slices.
+# No TorchScript symbolics: RMSNorm; writes into slices; for batches of any size, instance norm with
+# running statistics and windows put together (fold).
 UNSCRIPTABLE = "instance_norm_statistics rms_norm rotary patches keypoints".split()
 SCRIPTABLE = [n for n in NETWORKS.values() if n.name not in UNSCRIPTABLE]
 

@@ -165,7 +165,7 @@ class Several(nn.Module):
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1)
 
-    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, first: Tensor, /, *others: Tensor) -> Tensor:
         return self.head(sum((self.stem(x) for x in others), self.stem(first)))
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo import outside, packages
-
-Shape = tuple[int, ...]
+from benchmarks.zoo.packages import Shape
 
 TORCHVISION_FIRST = """resnet18 squeezenet1_1 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5
     mnasnet0_5 efficientnet_b0 regnet_y_400mf regnet_x_400mf googlenet densenet121 resnext50_32x4d

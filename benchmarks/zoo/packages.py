@@ -117,7 +117,7 @@ PYTORCHCV = """resnet20_cifar10 seresnet20_cifar10 diaresnet20_cifar10 rir_cifar
     peleenet dla34 hardnet39ds""".split()
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "ultralytics": {name: recipe(f"{name}.yaml", shape=(3, 64, 64)) for name in ULTRALYTICS},
+    "ultralytics": {name: recipe(f"{name}.yaml") for name in ULTRALYTICS},
     "smp": SMP,
     "monai": MONAI,
     "transformers": TRANSFORMERS,
