@@ -49,7 +49,7 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-zoo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[zoo]'
+	$(PIP) -e '.[zoo,packages]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-benchmarks: pyproject.toml constraints.txt | $(BIN)/python
