@@ -17,6 +17,7 @@ from pleas_fx.blocks import Hash, components
 from pleas_fx.classes import (
     Facts,
     Grouping,
+    alone,
     assemble,
     collapses,
     positions,
@@ -84,10 +85,11 @@ def groups(program: Program) -> Symmetry:
         if found == unlabelled and not labeller.regroup and not collapses(facts):
             break
         grouped = grouped | labeller.regroup
-        if found != unlabelled:  # what they were tied to isn't known any more
-            unlabelled, known, colours = found, {}, NOTHING
-        else:
+        if alone(facts, found - unlabelled):
             known, colours = settled_axes(facts), signatures(facts)
+        else:  # what they were tied to isn't known any more
+            known, colours = {}, NOTHING
+        unlabelled = found
         labeller, facts = _propagate(program, inputs, recall, known, colours, unlabelled, grouped)
     return symmetry(assemble(facts), labeller.coupled)
 

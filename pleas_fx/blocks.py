@@ -32,14 +32,20 @@ def pairs(a: IntArray, b: IntArray) -> Relation:
     """(2, n): every pair once, sorted."""
     base = int(b.max(initial=0)) + 1
     codes = np.sort(a * base + b)  # np.unique hashes integers, which takes longer
-    codes = codes[np.diff(codes, prepend=-1) > 0]
-    return np.stack([codes // base, codes % base])
+    first = np.ones(len(codes), bool)
+    np.not_equal(codes[1:], codes[:-1], out=first[1:])
+    codes = codes[first]
+    found = np.empty((2, len(codes)), np.int64)
+    np.floor_divide(codes, base, out=found[0])
+    np.subtract(codes, found[0] * base, out=found[1])  # a remainder takes longer
+    return found
 
 
 def components(count: int, pairs: IntArray) -> IntArray:
     """The component of each of ``count`` vertices, joined by the edges (2, n)."""
-    ones = np.ones(pairs.shape[1], np.int8)
-    matrix = sp.coo_matrix((ones, (pairs[0], pairs[1])), shape=(count, count))
+    index = np.int32 if count < 1 << 31 else np.int64  # and floats: SciPy's own types
+    ones, (rows, columns) = np.ones(pairs.shape[1]), pairs.astype(index)
+    matrix = sp.coo_matrix((ones, (rows, columns)), shape=(count, count))
     return connected_components(matrix, directed=False)[1].astype(np.int64)
 
 

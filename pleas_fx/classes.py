@@ -77,6 +77,17 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
     return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
 
 
+def alone(facts: Facts, axes: Set[Axis]) -> bool:
+    """Whether nothing that moves with these axes is on any other, nor in a block or one itself."""
+    own, others = np.zeros(facts.count, bool), np.zeros(facts.count, bool)
+    for axis, labels in facts.axes.items():
+        (own if axis in axes else others)[facts.classes[labels[labels >= 0]]] = True
+    for both in facts.nests:
+        for labels in both:
+            others[facts.classes[labels]] = True
+    return not (own & others).any()
+
+
 def positions(
     facts: Facts, tried: Set[Axis], read: Set[Axis], reasons: Set[str], unlabelled: str
 ) -> frozenset[Axis]:
@@ -225,10 +236,10 @@ def _keys(
 def _collapsed(classes: IntArray) -> IntArray:
     """Size one along the dims on which tied labels turned out to be one class."""
     for dim in range(classes.ndim):
-        first = classes.take([0], axis=dim)
+        first = classes[(slice(None),) * dim + (slice(0, 1),)]
         if classes.shape[dim] > 1 and (classes == first).all():
             classes = first
-    return classes
+    return classes.copy()  # a part would keep the whole
 
 
 class _Builder:

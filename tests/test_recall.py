@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Set
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from passes import groups
 from passes.lower import lower
 from passes.trace import trace
 from pleas_fx import recall
+from pleas_fx.classes import Facts, alone
+from pleas_fx.ir import Axis
 from pleas_fx.recall import EXPENSIVE, Recall
 from tests.networks import NETWORKS
 
@@ -77,3 +80,25 @@ def test_groups_are_the_same_and_every_layer_runs_once(
     (kept, once), (again, often) = analysed(recall.ROOM), analysed(0)
     assert kept == again
     assert often >= 2 * once
+
+
+@pytest.mark.parametrize("name", ["swin", "mixer", "queries", "registers"])
+def test_labels_that_outlive_what_isnt_a_channel_give_the_same_groups(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where positions move with nothing else, the next round starts from what is known."""
+    network = NETWORKS[name]
+    program = lower(trace(network.make(0), network.inputs()))
+    kept: list[bool] = []
+
+    def noted(facts: Facts, axes: Set[Axis]) -> bool:
+        kept.append(alone(facts, axes))
+        return kept[-1]
+
+    def analysed(rule: Callable[[Facts, Set[Axis]], bool]) -> list[tuple[Any, ...]]:
+        monkeypatch.setattr(groups, "alone", rule)
+        found = groups.groups(program)
+        return [(g.size, g.axes) for g in (*found.groups, *found.fixed)]
+
+    assert analysed(noted) == analysed(lambda facts, axes: not axes)
+    assert any(kept)

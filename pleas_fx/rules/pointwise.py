@@ -25,6 +25,10 @@ def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
 
 def combine(ctx: Labeller, operands: list[Tensor], out: Tensor) -> Coordinates:
     """The coordinates of a broadcast combination of ``operands``."""
+    operands = [a for a in operands if a.dim()] or operands  # numbers carry no labels
+    own = ctx.of(operands[0])
+    if len(operands) == 1 and len(own) < 2 and operands[0].shape == out.shape:
+        return own
     shape = torch.Size(np.broadcast_shapes(*(a.shape for a in operands)))
     results: Varying = {}
     for operand in operands:
