@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pleas_fx.algebra.selection import Path
 from pleas_fx.costs import CostModel
@@ -13,6 +14,8 @@ from pleas_fx.ir import FloatArray, GroupId
 
 ROUNDING = 1e-9  # relative, of a sum of costs
 HALVINGS = 24  # of the logarithm of a price: a millionth of it at last
+MOVES = 400  # at most, to spend what is left
+NO_GAIN = 1e-15  # of a squared error
 STEPS = 48  # points taken from one selection path
 DOUBT = 0.25  # how much more merged slots cost than predicted; docs/decisions/2026-11-28-doubt.md
 
@@ -159,31 +162,45 @@ class _Solver:
         return choice
 
     def _fill(self, choice: list[int], budget: float) -> list[int]:
-        """Spend what is left where it removes most error per cost."""
+        """Spend what is left: where it removes most error per cost, then on channels that it keeps.
+
+        From few examples many channels look free to drop, and true errors are larger.
+        """
         choice = list(choice)
-        for _ in range(400):
+        tried = [np.zeros(len(e), bool) for e in self.errors]  # widths multiply: they cost too much
+        for _ in range(MOVES):
             x = self.x(choice)
-            spent = self.model.total(x)
-            slope = self.model.gradient(x)
-            move = self._best_move(choice, slope, budget - spent)
+            slack = budget - self.model.total(x)
+            move = self._best_move(choice, self.model.gradient(x), slack, tried)
             if move is None:
-                return choice
-            changed = list(choice)
-            changed[move[0]] = move[1]
-            if self.model.total(self.x(changed)) > budget:
-                return choice
-            choice = changed
+                break
+            d, option = move
+            changed = [*choice[:d], option, *choice[d + 1 :]]
+            if self.model.total(self.x(changed)) <= budget:
+                choice = changed
+            else:
+                tried[d][option] = True
         return choice
 
     def _best_move(
-        self, choice: Sequence[int], slope: FloatArray, slack: float
+        self,
+        choice: Sequence[int],
+        slope: FloatArray,
+        slack: float,
+        tried: Sequence[npt.NDArray[np.bool_]],
     ) -> tuple[int, int] | None:
-        best, score = None, 0.0
+        best, score = None, (0.0, 0.0)
         for d, rows in enumerate(self.rows):
             gain = self.errors[d][choice[d]] - self.errors[d]
             extra = (self.lanes[d] - self.lanes[d][choice[d]]) @ slope[list(rows)].sum(0)
-            ratio = np.where((gain > 1e-15) & (extra <= slack), gain / np.maximum(extra, 1e-12), 0)
+            wider = self.lanes[d].sum(1) - self.lanes[d][choice[d]].sum()
+            fits = (extra <= slack) & ~tried[d] & (gain >= 0)
+            ratio = np.where(fits & (gain > NO_GAIN), gain / np.maximum(extra, 1e-12), 0.0)
             k = int(np.argmax(ratio))
-            if ratio[k] > score:
-                best, score = (d, k), float(ratio[k])
+            if ratio[k] == 0:
+                wider = np.where(fits & (wider > 0), wider, 0.0)
+                k = int(np.argmax(wider))
+            found = (float(ratio[k]), float(wider[k]))
+            if found > score:
+                best, score = (d, k), found
         return best
