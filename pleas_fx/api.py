@@ -74,10 +74,11 @@ def merge(
     """Merge two or more networks with the same graph into one (DESIGN; Nasery et al. 2025).
 
     Args:
-        calibration: (N, …) tensor, batches, ``PerSource`` of these, or None (data-free; needs
-            ``example_inputs``). Labels are ignored. For joint heads without common classes,
-            images whose source isn't named get the likeliest; the report says how many. Shared
-            outputs are fitted halfway between the mean of the sources and the image's own.
+        calibration: (N, …) tensor, (images, labels), batches, ``PerSource`` of these, or None
+            (data-free; needs ``example_inputs``). Labels are ignored. For joint heads without
+            common classes, images whose source isn't named get the likeliest; the report says how
+            many. Shared outputs are fitted halfway between the mean of the sources and the image's
+            own.
         synthetic: inputs to make for every source, from the statistics that its norms keep. None:
             as many as are needed (all of them without data; some where images are few or unlike
             the training data, and making them is quick); 0: none. The report says what was made.

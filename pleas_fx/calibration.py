@@ -83,8 +83,9 @@ def collect(
     Without a batch size, up to 64 small examples make a batch, and as few as 8 large ones.
 
     Args:
-        data: a tensor or array (N, …), an iterable of batches (tensor; tuple (x, y, …), of which
-            the first ``inputs`` tensors count; dict), or ``PerSource`` of these.
+        data: a tensor or array (N, …), a labelled set (x, labels), an iterable of batches (tensor;
+            tuple (x, y, …), of which the first ``inputs`` tensors count; dict), or ``PerSource`` of
+            these.
         expected: the shape of each input without the batch; None: the first batch decides.
         dtype: what the tensors are converted to; None: left as they are.
         sources: how many data sets ``PerSource`` must hold; None: not checked.
@@ -148,7 +149,9 @@ class _Reader:
         yield from _iterated(data, where)
 
     def _one_batch(self, data: object) -> bool:
-        """Several inputs side by side, (x1, x2): a list of tensors can't be batches then."""
+        """Several inputs side by side, (x1, x2), or a labelled set: these can't be batches."""
+        if labels_beside(data) is not None:
+            return True
         return (
             self.inputs > 1
             and isinstance(data, (tuple, list))
@@ -182,6 +185,19 @@ class _Reader:
                 raise CalibrationError(
                     f"{which} has shape {_show(shape)}, expected {_show(tuple(wanted))}"
                 )
+
+
+def labels_beside(data: object) -> Tensor | None:
+    """The labels of a set (x, …, labels): whole numbers, one an example; None: it isn't one."""
+    if not isinstance(data, (tuple, list)) or len(data) < 2:
+        return None
+    *inputs, last = data
+    if not all(isinstance(part, (Tensor, np.ndarray)) for part in data) or last.ndim != 1:
+        return None
+    numbers = np.asarray(last.detach().cpu() if isinstance(last, Tensor) else last)
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    long = all(part.ndim > 1 and len(part) == len(last) for part in inputs)
+    return torch.from_numpy(numbers.astype(np.int64)) if whole and long else None
 
 
 def _fitting(tensors: Sequence[Tensor]) -> int:

@@ -172,7 +172,10 @@ def evaluate(
     data: Annotated[str, typer.Option("--data", help=DATA_HELP)],
     labels: Annotated[
         str | None,
-        typer.Option(help="Whole numbers: .npy, .npz[:key], .safetensors[:key] or file.py:loader."),
+        typer.Option(
+            help="Whole numbers: .npy, .npz[:key], .safetensors[:key] or file.py:loader; "
+            "else what a loader of data gives beside the images."
+        ),
     ] = None,
     output: Annotated[
         int | None,

@@ -42,6 +42,9 @@ def data():
 
 def labels():
     return torch.arange(40) % 5
+
+def labelled():
+    return data(), labels()
 """
 
 

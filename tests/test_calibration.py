@@ -45,6 +45,8 @@ class TestForms:
             lambda x: [UserDict(pixel_values=batch) for batch in x.split(4)],
             lambda x: [{"ids": "text", "whatever": batch} for batch in x.split(4)],
             lambda x: {"images": x, "labels": torch.zeros(len(x))},
+            lambda x: (x, torch.arange(len(x))),
+            lambda x: [x.numpy(), np.arange(len(x), dtype=">i2")],
             lambda x: DataLoader(TensorDataset(x, torch.arange(len(x))), batch_size=4),
         ],
     )
@@ -98,7 +100,7 @@ class TestForms:
         """Two inputs: as batches of pairs, and as one pair of whole tensors."""
         first, second = images(6), torch.randn(6, 2)
         pairs = list(zip(first.split(2), second.split(2), strict=True))
-        for data in (pairs, (first, second), [first, second]):
+        for data in (pairs, (first, second), [first, second], (first, second, torch.arange(6))):
             found = collect(data, inputs=2, batch_size=2)
             assert [len(batch) for batch in found.batches] == [2, 2, 2]
             assert torch.equal(torch.cat([batch[1] for batch in found.batches]), second)

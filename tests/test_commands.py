@@ -75,6 +75,8 @@ class TestReal:
         assert found["examples"] == 40
         assert found["onnx"]["same_class"] == 1.0
         assert 0 <= found["task_average"] <= 1
+        beside = run("evaluate", "m", "--data", "nets.py:labelled", "--json").document
+        assert beside == found
         assert run("evaluate", "m", "--data", "nets.py:data").status == 0
         exported = run("export", "m", "--out", "x.onnx", "--json").document
         assert exported["max_error"] < 1e-4

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to evaluate on. ``output``: labels are in the classes of this output alone."""
+    """What to evaluate on. ``output``: labels are in the classes of this output alone.
+
+    ``labels`` are read before those that a loader gives beside its images.
+    """
 
     data: str
     labels: str | None = None
@@ -30,13 +33,13 @@ class Question:
 
 
 def evaluate(current: Session, folder: Path, question: Question, given: Recipe) -> Answer:
-    """Run a saved network on data; with labels, its accuracy.
+    """Run a saved network on data; with labels (of their own, or a loader's), its accuracy.
 
     Without ``question.output``, labels count the classes of all outputs side by side: the first
     class of the second output comes after the last one of the first.
     """
-    from pleas_fx.calibration import collect
-    from pleas_fx.datasets import load_calibration
+    from pleas_fx.calibration import collect, labels_beside
+    from pleas_fx.datasets import load_calibration, load_labels
     from pleas_fx.sources import load_model
 
     recipe = saved_recipe(folder).updated(given)
@@ -52,21 +55,24 @@ def evaluate(current: Session, folder: Path, question: Question, given: Recipe) 
             samples=recipe.samples,
         )
         batches = collect(data, expected=[shape] if shape else None)
+        labels = load_labels(question.labels) if question.labels else labels_beside(data)
         report("run")
         outputs = _outputs(model, batches)
         report("ONNX Runtime")
         onnx = _onnx_agreement(folder / ONNX, batches, outputs)
     if onnx is None:
         current.note(f"{folder} has no {ONNX}: only the PyTorch network was run")
-    return _answer(question, batches.examples, outputs, onnx)
+    return _answer(labels, question.output, batches.examples, outputs, onnx)
 
 
 def _answer(
-    question: Question, examples: int, outputs: Sequence[Tensor], onnx: dict[str, float] | None
+    labels: Tensor | None,
+    only: int | None,
+    examples: int,
+    outputs: Sequence[Tensor],
+    onnx: dict[str, float] | None,
 ) -> Answer:
     import torch
-
-    from pleas_fx.datasets import load_labels
 
     rows = [{"output": k, "classes": int(o[0].numel())} for k, o in enumerate(outputs)]
     document: dict[str, Any] = {
@@ -75,14 +81,13 @@ def _answer(
         "outputs": rows,
         "onnx": onnx,
     }
-    if question.labels is None:
+    if labels is None:
         for row, output in zip(rows, outputs, strict=True):
             row["most_frequent"] = int(torch.mode(output.flatten(1).argmax(1)).values)
         return Answer(document, _text(document))
-    labels = load_labels(question.labels)
     if len(labels) != examples:
         raise CalibrationError(f"{len(labels)} labels for {examples} examples")
-    document.update(accuracies(outputs, labels, question.output))
+    document.update(accuracies(outputs, labels, only))
     return Answer(document, _text(document))
 
 
