@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from passes._blocks import Blocks, renamed
-from pleas_fx.explicit import explicit_operators
+from pleas_fx.explicit import explicit_operators, steps_of
 from pleas_fx.extract import Runner
 from pleas_fx.ir import (
     Axis,
@@ -208,8 +208,9 @@ class Walk:
         real_args, real_kwargs = fx.node.map_arg((args, kwargs), load)
         before = len(self.labeller.ties)
         assert self._node is not None
+        layers = [self.root.get_submodule(target)] if op == "call_module" else []
         try:
-            with explicit_operators(), self.labeller:
+            with explicit_operators(), steps_of(*layers) as self.labeller.recurrent, self.labeller:
                 value = execute(self.root, op, target, real_args, real_kwargs)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise self.mismatch(self._node, str(error).splitlines()[0]) from error

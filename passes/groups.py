@@ -24,7 +24,7 @@ from pleas_fx.classes import (
     settled_axes,
     signatures,
 )
-from pleas_fx.explicit import explicit_operators
+from pleas_fx.explicit import explicit_operators, steps_of
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
 from pleas_fx.labels import Coordinates, Labeller, compact
 from pleas_fx.recall import Recall
@@ -199,6 +199,12 @@ class _Runner(fx.Interpreter):
         if n.op == "output":
             self._pin_outputs(result)
         return result
+
+    def call_module(
+        self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        with steps_of(self.fetch_attr(str(target))) as self.labeller.recurrent:
+            return super().call_module(target, args, kwargs)
 
     def _pin_outputs(self, result: Any) -> None:
         for tensor in tree_leaves(result):

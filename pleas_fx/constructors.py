@@ -68,7 +68,7 @@ def _read_off(module: nn.Module) -> Constructor:
     name = layer_name(module)
     args: list[Any] = []
     kwargs: list[tuple[str, Any]] = []
-    for parameter in inspect.signature(type(module)).parameters.values():
+    for parameter in _arguments(module):
         if parameter.name in _SKIPPED or parameter.name.startswith("_"):
             continue
         if not _readable(module, parameter):
@@ -79,6 +79,17 @@ def _read_off(module: nn.Module) -> Constructor:
         elif not _same(value, parameter.default):
             kwargs.append((parameter.name, value))
     return Constructor(name, tuple(args), tuple(kwargs))
+
+
+def _arguments(module: nn.Module) -> list[inspect.Parameter]:
+    """What the class takes: recurrent layers hand it to their base, but name its mode."""
+    if not isinstance(module, nn.RNNBase):
+        return list(inspect.signature(type(module)).parameters.values())
+    found = dict(inspect.signature(nn.RNNBase).parameters)
+    found["mode"] = inspect.Parameter(
+        "nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh"
+    )
+    return sorted(found.values(), key=lambda parameter: parameter.kind)
 
 
 def _readable(module: nn.Module, parameter: inspect.Parameter) -> bool:

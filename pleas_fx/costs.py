@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from pleas_fx.explicit import explicit_operators
+from pleas_fx.explicit import explicit_operators, steps_of
 from pleas_fx.ir import Axis, Count, FloatArray, GroupId, IntArray, Layout, Program
 from pleas_fx.rules.modules import contraction
 
@@ -21,7 +21,8 @@ def count(model: nn.Module, inputs: Sequence[Tensor]) -> Count:
     single = tuple(t[:1] if t.dim() > 1 else t for t in inputs)
     # The counter hooks whatever requires a gradient, which views of parameters claim to.
     detached = {key: p.detach() for key, p in model.named_parameters()}
-    with explicit_operators(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with explicit_operators(), steps_of(*model.modules()), torch.no_grad(), counter:
         functional_call(model, detached, single)
     params = sum(p.numel() for p in model.parameters())
     return Count(params, int(counter.get_total_flops()))
@@ -43,13 +44,26 @@ class Term:
 
 def terms(program: Program, layout: Layout) -> tuple[Term, ...]:
     """One term for every layer with weights."""
-    found = []
+    found: list[Term] = []
     for node in program.module.graph.nodes:
         if node.op == "call_module":
-            term = _term(program, layout, node)
-            if term is not None:
+            layer = program.module.get_submodule(str(node.target))
+            if isinstance(layer, nn.RNNBase):
+                found += _of_steps(program, layout, node, layer)
+            elif (term := _term(program, layout, node)) is not None:
                 found.append(term)
     return tuple(found)
+
+
+def _of_steps(program: Program, layout: Layout, node: fx.Node, layer: nn.RNNBase) -> Iterator[Term]:
+    """Of a recurrent layer: every weight is used once a step."""
+    sequences = program.shapes[node.all_input_nodes[0].name]
+    steps = int(np.prod(sequences[:-1])) / len(program.inputs[0])
+    for key, weight in layer.named_parameters():
+        params, axes = float(weight.numel()), [Axis(f"{node.target}.{key}", d) for d in (0, 1)]
+        makes = _shares(layout, axes[0])
+        reads = _shares(layout, axes[1]) if weight.dim() > 1 else None
+        yield Term(2.0 * steps * params if reads else 0.0, params, makes, reads)
 
 
 def _term(program: Program, layout: Layout, node: fx.Node) -> Term | None:

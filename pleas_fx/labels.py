@@ -131,6 +131,7 @@ class Labeller(TorchDispatchMode):
         self.regroup: dict[Axis, int] = {}  # axes that should have been: what was found out
         self.execute: Execute = plainly
         self.node = ""
+        self.recurrent = False  # inside a recurrent layer
         self.count = count
         self.axes: dict[Axis, Tensor] = {}
         self.local: dict[Axis, Tensor] = {}  # block-local axes: labels per (row, index)

@@ -179,3 +179,33 @@ class PatchesNet(nn.Module):
         patches = patches + self.out(value.relu() * read)
         image = F.fold(patches.reshape(n, c * 4, -1), (height, width), 2, stride=2)
         return self.head(image.mean((2, 3)))
+
+
+class ColumnsNet(nn.Module):
+    """Columns of an image read one after the other, both ways, as for lines of text (CRNN)."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.steps = kind(4 * 4, 6, num_layers=2, bidirectional=True)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.norm(self.stem(x)).relu(), 2)
+        columns, _ = self.steps(x.flatten(1, 2).permute(2, 0, 1))
+        return self.head(columns).permute(1, 2, 0)
+
+
+class LastStateNet(nn.Module):
+    """Rows of an image read one after the other; the states of both layers at the end count."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.GRU) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.steps = kind(6, 7, num_layers=2, batch_first=True)
+        self.first, self.last = nn.Linear(7, 5), nn.Linear(7, 5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, states = self.steps(self.norm(self.stem(x)).relu().mean(3).transpose(1, 2))
+        return self.head((self.first(states[0]) + self.last(states[-1])).relu())

@@ -271,6 +271,10 @@ _ALL = (
     _network("encoder", composed.EncoderNet, _SMALL),
     _network("involution", composed.InvolutionNet, _SMALL),
     _network("patches", composed.PatchesNet, _SMALL),
+    _network("columns", composed.ColumnsNet, _SMALL),
+    _network("columns_gru", partial(composed.ColumnsNet, nn.GRU), _SMALL),
+    _network("last_state", composed.LastStateNet, _SMALL),
+    _network("last_state_rnn", partial(composed.LastStateNet, nn.RNN), _SMALL),
     _network("nested_blocks", blocks.NestedNet, _SMALL),
     _network("crossed_blocks", blocks.CrossedNet, _SMALL),
     _network("linear_attention", blocks.LinearAttentionNet, _SMALL),
@@ -301,6 +305,6 @@ BATCHNORM_CNNS = frozenset(
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
     linear_attention detector two_inputs patch_transform same_padding bins anchors relative
-    involution patches keypoints""".split()
+    involution patches keypoints columns columns_gru last_state last_state_rnn""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

@@ -41,7 +41,9 @@ def randomise(model: nn.Module) -> None:
 
 
 def _draw(module: nn.Module, name: str, parameter: Tensor) -> None:
-    if name == "bias":
+    if isinstance(module, nn.RNNBase):
+        parameter.normal_(0.0, module.hidden_size**-0.5)
+    elif name == "bias":
         parameter.normal_(0.0, SPREAD)
     elif isinstance(module, _ConvNd | nn.Linear):
         parameter.normal_(0.0, (2.0 / fan_in(module)) ** 0.5)

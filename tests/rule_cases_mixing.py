@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,6 +131,12 @@ def _windowed(name: str, bias: Look, groups: str, needless: str = "", mask: Look
     ), groups, inert="k.bias.0", needless=needless)  # fmt: skip
 
 
+def _recurrent(s: Any, x: Tensor) -> Tensor:
+    steps, _ = s.g(s.a(x).mean(3).permute(2, 0, 1))
+    found: Tensor = s.b(steps)
+    return found
+
+
 def _attention(s: Any, x: Tensor) -> Tensor:
     """Three heads, of 5 channels for queries and keys and of 7 for values."""
     tokens = s.a(x.flatten(2).transpose(1, 2))
@@ -198,6 +205,19 @@ CONTRACTION = [
     Case("linear", chain(lambda: conv(2, 3), lambda: nn.Linear(7, 5), lambda: nn.Linear(5, 3)),
          "5", "a.weight.1 g.weight.1"),
     Case("linear-after-flatten", head(lambda s, x: x.relu().flatten(1), 175), "5"),
+    *(Case(f"recurrent-{kind.__name__.lower()}", net(
+        _recurrent, a=lambda: conv(2, 5), b=lambda: nn.Linear(14, 3),
+        g=partial(kind, 5, 7, num_layers=2, bidirectional=True),
+    ), "5 7 7 7 7") for kind in (nn.RNN, nn.GRU, nn.LSTM)),
+    Case("recurrent-last-state", net(
+        lambda s, x: s.b(s.g(s.a(x).mean(3).permute(2, 0, 1))[1][-1]),
+        a=lambda: conv(2, 5), b=lambda: nn.Linear(7, 3), g=lambda: nn.GRU(5, 7, num_layers=2),
+    ), "5 7 7"),
+    Case("recurrent-first-state", net(
+        lambda s, x: s.b(s.g(s.a(x).mean(3).permute(2, 0, 1), s.c(x).mean((2, 3))[None])[0]),
+        a=lambda: conv(2, 5), c=lambda: conv(2, 7), b=lambda: nn.Linear(7, 3),
+        g=lambda: nn.GRU(5, 7),
+    ), "5 7", BOTH),
     Case("linear-without-bias", net(
         lambda s, x: s.b(s.a(x.mean((2, 3)))),
         a=lambda: nn.Linear(2, 5, bias=False), b=lambda: nn.Linear(5, 3, bias=False),

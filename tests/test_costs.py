@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pleas_fx as pf
+from passes.groups import groups
+from passes.trace import trace
+from pleas_fx.costs import terms
 from tests.networks import noise
 from tests.randomise import seeded
 
@@ -85,3 +88,34 @@ class Asked(nn.Module):
 def test_layers_on_views_of_parameters_are_counted() -> None:
     """Whose gradients torch's counter would ask for."""
     assert pf.count(Asked(), torch.randn(2, 1, 5, 5)).flops == 2 * 3 * 4
+
+
+class Steps(nn.Module):
+    """A recurrent layer over the columns of an image."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: bool) -> None:
+        super().__init__()
+        self.options = options
+        self.layer = kind(3, 4, num_layers=2, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, T) to every step's states."""
+        order = (0, 2, 1) if self.options.get("batch_first") else (2, 0, 1)
+        found: Tensor = self.layer(x.permute(*order))[0]
+        return found if self.options.get("batch_first") else found.transpose(0, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+def test_recurrent_layers_cost_their_weights_at_every_step(
+    kind: type[nn.RNNBase], gates: int, options: dict[str, bool]
+) -> None:
+    """torch's counter misses some of them; planning counts the same."""
+    model, (x,) = Steps(kind, **options).eval(), noise((2, 3, TOKENS))
+    ways = 1 + options.get("bidirectional", False)
+    wanted = 2 * TOKENS * ways * gates * 4 * ((3 + 4) + (4 * ways + 4))
+    assert pf.count(model, x).flops == wanted
+    program = trace(model, (x,))
+    found = terms(program, groups(program).layout)
+    assert sum(term.flops for term in found) == wanted
+    assert sum(term.params for term in found) == pf.count(model, x).params

@@ -78,6 +78,7 @@ OUTSIDE: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "cifar_resnet20": (outside.CifarResNet20, (3, 32, 32)),
     "espcn": (outside.Espcn, (1, 24, 24)),
     "yolo_detector": (outside.Detector, (3, 64, 64)),
+    "crnn": (outside.Crnn, (1, 32, 100)),
     "signal_cnn_1d": (outside.signal_cnn, (2, 256)),
     "volume_cnn_3d": (outside.volume_cnn, (1, 16, 16, 16)),
 }

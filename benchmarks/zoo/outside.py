@@ -152,6 +152,39 @@ class Detector(nn.Module):
         }
 
 
+class Crnn(nn.Module):
+    """Shi et al. 2015: lines of text, read by convolutions, then both ways by two LSTM layers."""
+
+    def __init__(self, classes: int = 37, states: int = 256) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_read(1, 64, pool=2),
+            *_read(64, 128, pool=2),
+            *_read(128, 256, norm=True),
+            *_read(256, 256, pool=(2, 1)),
+            *_read(256, 512, norm=True),
+            *_read(512, 512, pool=(2, 1)),
+            nn.Conv2d(512, 512, 2),
+            nn.BatchNorm2d(512),
+            nn.ReLU(),
+        )
+        self.lstm = nn.LSTM(512, states, num_layers=2, bidirectional=True)
+        self.head = nn.Linear(2 * states, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 32, W) to (steps, N, classes), for a CTC decoder."""
+        columns = self.features(x).squeeze(2).permute(2, 0, 1)
+        found: Tensor = self.head(self.lstm(columns)[0])
+        return found
+
+
+def _read(
+    c_in: int, c_out: int, norm: bool = False, pool: int | tuple[int, int] = 1
+) -> list[nn.Module]:
+    layers = [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return [*(layers if norm else layers[::2]), *([nn.MaxPool2d(pool)] if pool != 1 else [])]
+
+
 def signal_cnn() -> nn.Module:
     """A 1-d CNN for signals: dilated convolutions, pooling, a flattened feature map."""
     return nn.Sequential(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, compact, pattern
-from pleas_fx.rules.pointwise import combine
+from pleas_fx.rules.pointwise import combine, constant_along
 from pleas_fx.rules.reasons import MULTIPLIED, SLIDES, SUMMED, SUMMED_BOTH
 
 
@@ -188,7 +188,11 @@ def _product(ctx: Labeller, a: Tensor, b: Tensor, out: Tensor) -> Coordinates:
     free += [c.narrow(k_b, 0, 1).expand(out.shape) for c in free_b]
     left, right = _per_batch(ctx, summed_a, k_b), _per_batch(ctx, summed_b, k_a)
     left_labels = None if left is None else left.transpose(k_a, k_b)
-    _contract(ctx, left_labels, right, a.shape[k_a])
+    alike = (left is None and constant_along(ctx, a, (k_a,))) or (
+        right is None and constant_along(ctx, b, (k_b,))
+    )
+    if not alike:  # the first state of a recurrent layer, say
+        _contract(ctx, left_labels, right, a.shape[k_a])
     contracted = left_labels if left_labels is not None else right
     if contracted is not None:
         free += _blocks(ctx, contracted, k_b, out)

@@ -227,21 +227,23 @@ def _tied_across(
 
 
 def stacked(ctx: Labeller, call: Call) -> list[Coordinates]:
-    """``stack``: a concatenation along a new dim, on which nothing is labelled."""
+    """``stack``: a concatenation along a new dim, on which nothing is labelled.
+
+    But the last states of recurrent layers, which are returned whether or not they are read, have
+    nothing to do with each other.
+    """
     tensors, out = list(call.args[0]), call.outs[0]
     dim = int(call.arg(1, "dim", 0)) % out.dim()
-    results: Coordinates = []
-    first = ctx.of(tensors[0])
-    for tensor in tensors[1:]:
-        keys = sorted(pattern(c) for c in ctx.of(tensor))
-        if keys != sorted(pattern(c) for c in first):
-            raise Refused("stacks channels that don't line up")
-    for labels in first:
-        for tensor in tensors[1:]:
-            match = next(c for c in ctx.of(tensor) if pattern(c) == pattern(labels))
-            ctx.tie(labels, match)
-        results.append(labels.unsqueeze(dim).expand(out.shape))
-    return [results]
+    found = [{pattern(c): c for c in ctx.of(tensor)} for tensor in tensors]
+    first = found[0]
+    if any(own.keys() != first.keys() for own in found):
+        raise Refused("stacks channels that don't line up")
+    if ctx.recurrent:
+        return [[torch.stack([own[key] for own in found], dim) for key in first]]
+    for own in found[1:]:
+        for key, labels in own.items():
+            ctx.tie(first[key], labels)
+    return [[labels.unsqueeze(dim).expand(out.shape) for labels in first.values()]]
 
 
 def padded(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -325,9 +327,9 @@ MOVEMENT: dict[str, Rule] = {
     **dict.fromkeys(
         """transpose permute t numpy_T expand repeat
         unsqueeze squeeze flip roll slice select split split_with_sizes chunk unbind unfold
-        as_strided movedim tile index_select index pixel_shuffle pixel_unshuffle channel_shuffle
-        native_channel_shuffle swapaxes squeeze_copy diagonal rot90 repeat_interleave
-        narrow unflatten flatten expand_as view_as take""".split(),
+        unsafe_split as_strided movedim tile index_select index pixel_shuffle pixel_unshuffle
+        channel_shuffle native_channel_shuffle swapaxes squeeze_copy diagonal rot90
+        repeat_interleave narrow unflatten flatten expand_as view_as take""".split(),
         moved,
     ),
     **dict.fromkeys("view _unsafe_view reshape _reshape_alias".split(), reshape),
