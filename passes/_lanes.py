@@ -87,25 +87,49 @@ class Walk:
 
     # -- the source graph --------------------------------------------------------------------
 
-    def number(self, value: Any) -> Any:
-        """What source 0 has in the place of a node that is a number: channels are counted so."""
+    def arguments(self, node: fx.Node, membership: Membership) -> Any:
+        """Those of a call, as the first member has them: sizes differ where outputs do."""
+        return self._arguments[members(membership)[0]][node]
+
+    @cached_property
+    def _arguments(self) -> list[dict[fx.Node, Any]]:
+        found = []
+        for program in self.programs:
+            nodes = zip(
+                program.module.graph.nodes, self.programs[0].module.graph.nodes, strict=True
+            )
+            twin = dict(nodes)
+            own = {twin[n]: fx.node.map_arg((n.args, n.kwargs), twin.__getitem__) for n in twin}
+            found.append(own)
+        return found
+
+    def alike(self, node: fx.Node) -> bool:
+        """Whether all sources have the same arguments."""
+        return all(own[node] == self._arguments[0][node] for own in self._arguments)
+
+    def number(self, value: Any, source: int = 0) -> Any:
+        """What a source has in the place of a node that is a number: channels are counted so."""
         if not isinstance(value, fx.Node):
             return value
-        return self._numbers.get(self.origin.get(value, ""), value)
+        return self._numbers[source].get(self.origin.get(value, ""), value)
 
     def value(self, value: Any) -> Any:
         """What a node is on the example, in its lane."""
         return self.values[value] if isinstance(value, fx.Node) else value
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _numbers(self) -> list[dict[str, int]]:
+        found: list[dict[str, int]] = []
+        for program in self.programs:
+            names = map(str, self.programs[0].module.graph.nodes)
+            name, own = dict(zip(program.module.graph.nodes, names, strict=True)), dict[str, int]()
 
-        def see(node: fx.Node, value: Any) -> None:
-            if isinstance(value, int):
-                found[node.name] = value
+            def see(node: fx.Node, value: Any, name: Any = name, own: Any = own) -> None:
+                if isinstance(value, int):
+                    own[name[node]] = value
 
-        Runner(self.programs[0].module, see).run(*self.programs[0].inputs)
+            Runner(program.module, see).run(*program.inputs)
+            found.append(own)
         return found
 
     def enter(self, node: fx.Node) -> None:
@@ -124,11 +148,11 @@ class Walk:
         known = [f for f in found if f is not None and (f != f.flat[0]).any()]
         return known if len(known) == len(found) else None
 
-    def groups_of(self, classes: Iterable[IntArray]) -> frozenset[GroupId]:
-        """The planned groups among class ids of source 0."""
+    def groups_of(self, classes: Iterable[IntArray], source: int = 0) -> frozenset[GroupId]:
+        """The planned groups among a source's class ids."""
         found: set[int] = set()
         for c in classes:
-            found |= set(np.unique(self.layouts[0].group[c[c >= 0]]).tolist())
+            found |= set(np.unique(self.layouts[source].group[c[c >= 0]]).tolist())
         return frozenset(GroupId(g) for g in found if GroupId(g) in self.table.lanes)
 
     def labelled(self, node: fx.Node) -> bool:
@@ -423,7 +447,8 @@ class Walk:
             self.whole.add(emitted)
         if lookup is None or not isinstance(value, Tensor):
             return
-        coordinates = [lookup[c] for c in self.classes(node, source) if self.groups_of([c])]
+        own = [c for c in self.classes(node, source) if self.groups_of([c], source)]
+        coordinates = [lookup[c] for c in own]
         labels = [torch.from_numpy(c).expand(value.shape) for c in coordinates]
         self.labeller.assign(value, labels)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ class Nodes:
                 return n
             return picked
 
-        loaded = fx.node.map_arg((node.args, node.kwargs), load)
+        loaded = fx.node.map_arg(self.walk.arguments(node, membership), load)
         return None if missing else loaded
 
     def _unlabelled(self, node: fx.Node, operands: list[Value]) -> None:
@@ -141,7 +141,8 @@ class Nodes:
             S for S in walk.whole_first if all(_exact(v, S) for v in operands)
         ]
         lanes = {}
-        for S in wanted or walk.whole_first:
+        several = walk.whole_first if walk.alike(node) else walk.singles
+        for S in wanted or several:
             loaded = self._load(node, S)
             if loaded is None:
                 raise walk.mismatch(node, "an operand has no such lane")
@@ -174,7 +175,8 @@ class Nodes:
         if rule is None or operand is None or node.op == "call_module":
             return self._emit(node, args, kwargs)
         kept = self._kept(operand, membership), self._kept(node, membership)
-        counter = Counter(*kept, self.walk.number, self.walk.value)
+        number = partial(self.walk.number, source=members(membership)[0])
+        counter = Counter(*kept, number, self.walk.value)
         new_args, new_kwargs = rule(tuple(args), dict(kwargs), counter)
         target = node.target
         if target in SPLIT_TARGETS and new_args != tuple(args):
@@ -189,7 +191,7 @@ class Nodes:
         return tuple(
             ((lookup[c] >= 0) | ~self._planned[source][c]).astype(np.int64)
             for c in self.walk.classes(node, source)
-            if self.walk.groups_of([c])
+            if self.walk.groups_of([c], source)
         )
 
     @cached_property
@@ -260,7 +262,7 @@ class Nodes:
             joined[:] = lanes
             return gathered
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), load)
+        args, kwargs = fx.node.map_arg(walk.arguments(node, source), load)
         return self._emit(node, args, kwargs), joined
 
     def _mixed_part(self, node: fx.Node, source: Membership, lane: Membership) -> fx.Node:
@@ -323,21 +325,19 @@ class Nodes:
         self, node: fx.Node, tensors: list[fx.Node], dim: int
     ) -> list[dict[Membership, tuple[fx.Node, IntArray]]]:
         """Per operand its lanes, and the slots each holds along the joined dim."""
-        walk, pieces, at = self.walk, [], 0
-        for operand in tensors:
+        walk = self.walk
+        sizes = [[p.shapes[t.name][dim] for t in tensors] for p in walk.programs]
+        places = [self._place(node, dim, s) for s in range(walk.sources)]
+        stretches = [np.split(c, np.cumsum(own)[:-1]) for c, own in zip(places, sizes, strict=True)]
+        pieces = []
+        for operand, *own in zip(tensors, *stretches, strict=True):
             value = walk.env[operand.name]
-            size = walk.programs[0].shapes[operand.name][dim]
             if value.labelled:
                 pieces.append({S: (n, self._slots(node, n, dim)) for S, n in value.lanes.items()})
+            elif walk.groups_of(own[:1]):
+                pieces.append(self._labelled_piece(node, value, own))
             else:
-                own = self._place(node, dim)[at : at + size]
-                planned = walk.groups_of([own])
-                pieces.append(
-                    self._labelled_piece(node, value, own)
-                    if planned
-                    else self._bare_piece(node, value, size)
-                )
-            at += size
+                pieces.append(self._bare_piece(node, value, len(own[0])))
         return pieces
 
     def _slots(self, node: fx.Node, emitted: fx.Node, dim: int) -> IntArray:
@@ -346,21 +346,21 @@ class Nodes:
             raise self.walk.mismatch(node, "concatenates channels whose origin isn't known")
         return slots
 
-    def _place(self, node: fx.Node, dim: int) -> IntArray:
+    def _place(self, node: fx.Node, dim: int, source: int) -> IntArray:
         """The classes along a dim of a result."""
-        classes = next(c for c in self.walk.classes(node, 0) if c.shape[dim] > 1)
+        classes = next(c for c in self.walk.classes(node, source) if c.shape[dim] > 1)
         return np.moveaxis(classes, dim, 0).reshape(classes.shape[dim], -1)[:, 0]
 
     def _labelled_piece(
-        self, node: fx.Node, value: Value, own: IntArray
+        self, node: fx.Node, value: Value, own: Sequence[IntArray]
     ) -> dict[Membership, tuple[fx.Node, IntArray]]:
         """An operand without labels, with the slots that its place in the result stands for."""
         walk = self.walk
         piece: dict[Membership, tuple[fx.Node, IntArray]] = {}
-        for group in walk.groups_of([own]):
+        for group in walk.groups_of(own[:1]):
             for lane in walk.table.lanes[group]:
                 source = members(lane.membership)[0]
-                slots = walk.slots[source, lane.membership][own]
+                slots = walk.slots[source, lane.membership][own[source]]
                 picked = walk.pick(value, lane.membership)
                 if picked is None or (slots < 0).any():
                     raise walk.mismatch(node, "concatenates channels without labels")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from passes.trace import describe
 from pleas_fx.errors import IncompatibleModelsError, SourceError
@@ -21,7 +22,8 @@ IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_back
 def compare(programs: Sequence[Program], *, same_outputs: bool) -> None:
     """Compare node by node: operators, constants, layer options, shapes.
 
-    With ``same_outputs`` False the last layers may differ in their number of outputs.
+    With ``same_outputs`` False layers may differ in their number of outputs where no other layer
+    reads these.
 
     Raises:
         IncompatibleModelsError: names the first difference.
@@ -71,30 +73,33 @@ def _same_limits(one: Tensor, two: Tensor) -> bool:
 
 
 def _compare_two(first: Program, other: Program, number: int, same_outputs: bool) -> None:
+    """Sizes may differ behind layers with other outputs, as long as no layer reads what differs."""
     a_nodes, b_nodes = list(first.module.graph.nodes), list(other.module.graph.nodes)
-    tail = set() if same_outputs else last_layers(first)
     names: dict[str, str] = {}
+    resized: dict[fx.Node, tuple[fx.Node, str]] = {}  # and what made it so
     for a, b in zip(a_nodes, b_nodes, strict=False):
         names[b.name] = a.name
-        reason = _difference(first, other, a, b, names)
-        if reason is None and a.name not in tail:
-            reason = _shape_difference(first, other, a, b)
+        layer = _is_layer(first, a)
+        origin = next((resized[n] for n in a.all_input_nodes if n in resized), None)
+        free = not same_outputs and (layer or origin is not None)
+        reason = _difference(first, other, a, b, names, sizes=free)
         if reason is not None:
-            raise IncompatibleModelsError(
-                f"source {number} differs from source 0 at {describe(a)}: {reason}"
-            )
+            raise _incompatible(number, *(origin or (a, reason)))
+        reason = _shape_difference(first, other, a, b)
+        if reason is not None and not free:
+            raise _incompatible(number, a, reason)
+        if reason is not None or (origin is not None and not layer):
+            resized[a] = origin or (a, str(reason))
     if len(a_nodes) != len(b_nodes):
         raise IncompatibleModelsError(
             f"source {number} has {len(b_nodes)} operations, source 0 has {len(a_nodes)}"
         )
 
 
-def last_layers(program: Program) -> set[str]:
-    """Nodes behind which no layer with weights follows, such layers themselves included."""
-    reaches: dict[fx.Node, bool] = {}
-    for node in reversed(program.module.graph.nodes):
-        reaches[node] = any(reaches[u] or _is_layer(program, u) for u in node.users)
-    return {node.name for node, behind in reaches.items() if not behind}
+def _incompatible(number: int, node: fx.Node, reason: str) -> IncompatibleModelsError:
+    return IncompatibleModelsError(
+        f"source {number} differs from source 0 at {describe(node)}: {reason}"
+    )
 
 
 def _is_layer(program: Program, node: fx.Node) -> bool:
@@ -104,8 +109,9 @@ def _is_layer(program: Program, node: fx.Node) -> bool:
 
 
 def _difference(
-    first: Program, other: Program, a: fx.Node, b: fx.Node, names: dict[str, str]
+    first: Program, other: Program, a: fx.Node, b: fx.Node, names: dict[str, str], sizes: bool
 ) -> str | None:
+    """``sizes``: whether these may be others."""
     if a.op != b.op:
         return f"{a.op} against {b.op}"
     if a.op == "call_module":
@@ -118,8 +124,11 @@ def _difference(
         return f"{a.target} against {b.target}"
     if a.op == "get_attr" and _tables_differ(_table(first, a), _table(other, b)):
         return "a table of integers has other entries"
-    if _plain(a, {}) != _plain(b, names) and a.op != "output":
-        return f"arguments {_plain(a, {})} against {_plain(b, names)}"
+    one, two = _plain(a, {}), _plain(b, names)
+    if a.op == "output" or (sizes and _without_sizes(one) == _without_sizes(two)):
+        return None
+    if one != two:
+        return f"arguments {one} against {two}"
     return None
 
 
@@ -137,6 +146,21 @@ def _tables_differ(one: Any, two: Any) -> bool:
 
 def _plain(node: fx.Node, names: dict[str, str]) -> Any:
     return fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(names.get(n.name, n.name)))
+
+
+def _without_sizes(arguments: Any) -> Any:
+    return tree_map(lambda v: int if type(v) is int else v, _opened(arguments))
+
+
+def _opened(arguments: Any) -> Any:
+    """Slices as tuples."""
+    if isinstance(arguments, slice):
+        return (slice, arguments.start, arguments.stop, arguments.step)
+    if isinstance(arguments, (tuple, list)):
+        return tuple(map(_opened, arguments))
+    if isinstance(arguments, dict):
+        return {key: _opened(value) for key, value in arguments.items()}
+    return arguments
 
 
 class _Name(str):

@@ -194,7 +194,7 @@ def decide(
                     method=options.method,
                 )
             except Mismatch as refusal:
-                with refusals():
+                with refusals(options.heads):
                     whole = joined(whole, refusal, given)
 
 

@@ -24,6 +24,7 @@ from pleas_fx.errors import ArtefactError
 
 LANE = re.compile(r"_([A-Z]{1,6})(_call\d+)?$")  # what the names of a lane's layers end in
 INDENT = "        "
+STEP = "    "
 WIDTH = 100
 
 
@@ -92,10 +93,34 @@ def _written(statement: ast.stmt) -> str:
             return line
     if len(INDENT + line) <= WIDTH:
         return line
-    indent = INDENT + "    "
+    indent = INDENT + STEP
     words = [f"{_text(part)},".replace(" ", "\0") for part in parts]  # a part stays whole
-    rows = textwrap.wrap(" ".join(words), WIDTH, initial_indent=indent, subsequent_indent=indent)
+    if max(map(len, words)) > WIDTH - len(indent):
+        rows = [row for part in parts for row in _nested(part, indent)]
+    else:
+        wrap = textwrap.TextWrapper(WIDTH, initial_indent=indent, subsequent_indent=indent)
+        rows = wrap.wrap(" ".join(words))
     return "\n".join([start, *rows, f"{INDENT})"]).replace("\0", " ")
+
+
+def _nested(node: ast.AST, indent: str, lead: str = "") -> list[str]:
+    """A value on a line of its own, or its parts on lines of theirs."""
+    line = f"{indent}{lead}{_text(node)},"
+    parts: list[tuple[str, ast.AST]]
+    match node:
+        case ast.Tuple(elts=values):
+            start, parts, end = "(", [("", value) for value in values], ")"
+        case ast.List(elts=values):
+            start, parts, end = "[", [("", value) for value in values], "]"
+        case ast.Dict(keys=keys, values=values):
+            named = zip(keys, values, strict=True)
+            start, parts, end = "{", [(f"{_text(k)}: ", v) for k, v in named if k], "}"
+        case _:
+            return [line]
+    if len(line) <= WIDTH:
+        return [line]
+    inner = [row for own, part in parts for row in _nested(part, indent + STEP, own)]
+    return [f"{indent}{lead}{start}", *inner, f"{indent}{end},"]
 
 
 def _text(node: ast.AST) -> str:

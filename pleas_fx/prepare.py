@@ -47,15 +47,22 @@ def prepare(
     if len(models) < 2:
         raise OptionError(f"a merge needs at least two models, {len(models)} given")
     leaves: dict[str, str] = {}
+    refused: Mismatch | None = None
     programs = _traced(models, inputs, leaves, clock)
     while True:
         try:
             prepared = _prepared(programs, inputs, options, clock)
         except Mismatch as refusal:
-            with refusals():
+            refused = refusal
+            with refusals(options.heads):
                 leaves |= _stuck(models[0], programs[0], refusal, leaves)
                 programs = _retraced(models, inputs, leaves, clock, refusal)
             continue
+        except IncompatibleModelsError:
+            if refused is None:
+                raise
+            with refusals(options.heads):  # as single operators they differ, but weren't the reason
+                raise refused from None
         notes = (f"{path} stays a single operator: {why}" for path, why in leaves.items())
         return replace(prepared, notes=tuple(notes))
 
@@ -156,14 +163,16 @@ def _prepared(
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def refusals(heads: str) -> Iterator[None]:
     """A refusal that no wider set of groups settles is the user's to know."""
     try:
         yield
     except Mismatch as refusal:
+        joint = ', or take heads="separate": outputs of boxes, say, can\'t be put side by side'
         raise GraphError(
             f"node {refusal.node} can't be rewritten ({refusal.why}); make the module that it "
             "comes from a leaf of the trace, or leave it out of the merge"
+            f"{joint if heads == 'joint' else ''}"
         ) from refusal
 
 

@@ -28,12 +28,13 @@ class GatesNet(nn.Module):
 class BinsNet(nn.Module):
     """Sides of boxes as distributions over bins, beside scores of classes (YOLOv8)."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
+        self.classes = classes
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU())
         self.down = nn.Sequential(nn.Conv2d(8, 10, 3, 2, 1), nn.BatchNorm2d(10), nn.SiLU())
         self.sides = nn.ModuleList(nn.Conv2d(n, 12, 1) for n in (8, 10))
-        self.scores = nn.ModuleList(nn.Conv2d(n, CLASSES, 1) for n in (8, 10))
+        self.scores = nn.ModuleList(nn.Conv2d(n, classes, 1) for n in (8, 10))
         self.bins = nn.Conv2d(3, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -43,8 +44,8 @@ class BinsNet(nn.Module):
             torch.cat((side(level), score(level)), 1)
             for side, score, level in zip(self.sides, self.scores, levels, strict=True)
         ]
-        flat = torch.cat([m.view(x.shape[0], 12 + CLASSES, -1) for m in maps], 2)
-        sides, scores = flat.split((12, CLASSES), 1)
+        flat = torch.cat([m.view(x.shape[0], 12 + self.classes, -1) for m in maps], 2)
+        sides, scores = flat.split((12, self.classes), 1)
         count = sides.shape[2]
         shares = sides.view(x.shape[0], 4, 3, count).transpose(2, 1).softmax(1)
         boxes = self.bins(shares).view(x.shape[0], 4, count)
@@ -72,11 +73,12 @@ class AnchorsNet(nn.Module):
 
     anchors: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
+        self.classes = classes
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.SiLU())
         self.down = nn.Sequential(nn.Conv2d(8, 10, 3, 2, 1), nn.BatchNorm2d(10), nn.SiLU())
-        self.heads = nn.ModuleList(nn.Conv2d(n, 2 * (5 + CLASSES), 1) for n in (8, 10))
+        self.heads = nn.ModuleList(nn.Conv2d(n, 2 * (5 + classes), 1) for n in (8, 10))
         self.register_buffer("anchors", torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,13 +87,13 @@ class AnchorsNet(nn.Module):
         for head, level in zip(self.heads, (fine, self.down(fine)), strict=True):
             y = head(level)
             n, _, height, width = y.shape
-            y = y.view(n, 2, 5 + CLASSES, height, width).permute(0, 1, 3, 4, 2).contiguous()
+            y = y.view(n, 2, 5 + self.classes, height, width).permute(0, 1, 3, 4, 2).contiguous()
             rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
             places = torch.stack((columns, rows), 2).expand(1, 2, height, width, 2)
-            centre, size, score = y.sigmoid().split((2, 2, 1 + CLASSES), 4)
+            centre, size, score = y.sigmoid().split((2, 2, 1 + self.classes), 4)
             size = (size * 2) ** 2 * self.anchors.view(1, 2, 1, 1, 2)
             boxes = torch.cat((centre * 2 + places - 0.5, size, score), 4)
-            found.append(boxes.view(n, -1, 5 + CLASSES))
+            found.append(boxes.view(n, -1, 5 + self.classes))
         return torch.cat(found, 1)
 
 

@@ -327,8 +327,9 @@ class SeparableNet(nn.Module):
 class Detector(nn.Module):
     """Space-to-depth stem, pyramid neck with concatenations, a box and a class output per scale."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 3) -> None:
         super().__init__()
+        self.classes = classes
         self.stem = conv_bn_relu(12, 6)
         self.stage1 = conv_bn_relu(6, 8, stride=2)
         self.stage2 = conv_bn_relu(8, 10, stride=2)
@@ -336,7 +337,7 @@ class Detector(nn.Module):
         self.neck1 = conv_bn_relu(5 + 8, 7)
         self.neck2 = conv_bn_relu(9 + 5, 9)
         self.down = conv_bn_relu(7, 9, stride=2)
-        self.heads = nn.ModuleList([nn.Conv2d(7, 4 + 3, 1), nn.Conv2d(9, 4 + 3, 1)])
+        self.heads = nn.ModuleList([nn.Conv2d(n, 4 + classes, 1) for n in (7, 9)])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         phases = [x[..., i::2, j::2] for i in range(2) for j in range(2)]
@@ -344,8 +345,8 @@ class Detector(nn.Module):
         top = self.lateral(self.stage2(c1))
         p1 = self.neck1(torch.cat([F.interpolate(top, scale_factor=2.0), c1], 1))
         p2 = self.neck2(torch.cat([self.down(p1), top], 1))
-        box1, class1 = self.heads[0](p1).split([4, 3], 1)
-        box2, class2 = self.heads[1](p2).split([4, 3], 1)
+        box1, class1 = self.heads[0](p1).split([4, self.classes], 1)
+        box2, class2 = self.heads[1](p2).split([4, self.classes], 1)
         return box1, class1, box2, class2
 
 
