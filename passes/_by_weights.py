@@ -54,7 +54,9 @@ def _rematch(
     free: Mapping[GroupId, BoolArray],
 ) -> bool:
     """The best exchange of the free slots of one family; whether it changed anything."""
-    own, other = (_weights(programs[s], symmetry, family, partner, s) for s in (0, source))
+    own, other = _comparable(
+        *(_weights(programs[s], symmetry, family, partner, s) for s in (0, source))
+    )
     scores = [_among(free[g.id], _similarity(symmetry, g, own, other, free[g.id])) for g in family]
     count = family[0].blocks.count if family[0].blocks else None
     steps = consistent({(0, 1): scores}, 2, count)
@@ -76,10 +78,11 @@ def weight_agreement(
 ) -> FloatArray:
     """Mean over the sources after the first of the cosine between matched channels' weights."""
     found = []
-    first = _weights(programs[0], symmetry, (group,), partner, 0)
-    mine = _in_place(symmetry, group, first, first)
     for s in range(1, len(programs)):
-        moved = _weights(programs[s], symmetry, (group,), partner, s)
+        first, moved = _comparable(
+            *(_weights(programs[k], symmetry, (group,), partner, k) for k in (0, s))
+        )
+        mine = _in_place(symmetry, group, first, first)
         theirs = _in_place(symmetry, group, moved, moved)
         scale = np.sqrt(np.maximum(mine * theirs, 1e-300))
         found.append(_in_place(symmetry, group, first, moved) / scale)
@@ -95,6 +98,12 @@ def _weights(
     tensors = {key: state[key].double() for key in keys if state[key].is_floating_point()}
     order = Permutation({g: p[source] for g, p in partner.items()})
     return tensors | dict(permuted_tensors(symmetry.layout, tensors, order))
+
+
+def _comparable(own: Tensors, other: Tensors) -> tuple[Tensors, Tensors]:
+    """Without layers whose other channels are of another number, for other classes, say."""
+    keys = [key for key, tensor in own.items() if tensor.shape == other[key].shape]
+    return {key: own[key] for key in keys}, {key: other[key] for key in keys}
 
 
 def _similarity(

@@ -368,12 +368,12 @@ class Layers:
             (self._alike if self._passes(node, module) else self._opaque)(node, module)
             return
         if node.name in walk.symmetries[0].coupled:
-            self._coupled(node, module, entry, x, channel)
+            self._coupled(node, entry, x, channel)
             return
         lanes = {}
         for S in sorted_lanes(x.lanes):
             alone = len(x.lanes) == 1
-            lanes[S] = self._channel_lane(node, module, entry, x.lanes[S], channel, S, alone)
+            lanes[S] = self._channel_lane(node, entry, x.lanes[S], channel, S, alone)
             walk.verify(node, S, lanes[S])
         walk.keep(node, lanes)
 
@@ -392,16 +392,14 @@ class Layers:
             walk.verify_or_follow(node, S, lanes[S])
         walk.keep(node, lanes)
 
-    def _coupled(
-        self, node: fx.Node, module: nn.Module, entry: Channelwise, x: Value, channel: int
-    ) -> None:
+    def _coupled(self, node: fx.Node, entry: Channelwise, x: Value, channel: int) -> None:
         """A norm over all channels: one a source, on what the source has (see Nodes)."""
         walk = self.walk
         alone = set(x.lanes) == {walk.everyone}
         made: dict[Membership, tuple[fx.Node, list[Membership]]] = {}
         for T in (walk.everyone,) if alone else walk.singles:
             source, joined = walk.gather(x, T, channel)
-            emitted = self._channel_lane(node, module, entry, source, channel, T, alone)
+            emitted = self._channel_lane(node, entry, source, channel, T, alone)
             made[T] = (emitted, joined)
         lanes = {}
         for S in sorted_lanes(x.lanes):
@@ -414,7 +412,6 @@ class Layers:
     def _channel_lane(
         self,
         node: fx.Node,
-        module: nn.Module,
         entry: Channelwise,
         source: fx.Node,
         channel: int,
@@ -422,8 +419,10 @@ class Layers:
         alone: bool,
     ) -> fx.Node:
         walk = self.walk
-        before = walk.programs[0].shapes[node.all_input_nodes[0].name][channel]
+        first = walk.programs[members(S)[0]]
+        before = first.shapes[node.all_input_nodes[0].name][channel]
         slots = self._input_slots(node, source, channel)
+        module = first.module.get_submodule(str(node.target))
         layer = resized_channelwise(module, entry, len(slots), before)
         rows = identity_positions(len(slots), S, walk.sources)
         for name, tensor in list(layer.state_dict(keep_vars=True).items()):

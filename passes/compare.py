@@ -17,6 +17,7 @@ from pleas_fx.rules.modules import contraction
 
 STATISTICS = ("running_mean", "running_var")
 IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_backward_hook")
+READ = ("in_features", "in_channels", "num_features", "num_channels", "normalized_shape")
 
 
 def compare(programs: Sequence[Program], *, same_outputs: bool) -> None:
@@ -82,7 +83,7 @@ def _compare_two(first: Program, other: Program, number: int, same_outputs: bool
         layer = _is_layer(first, a)
         origin = next((resized[n] for n in a.all_input_nodes if n in resized), None)
         free = not same_outputs and (layer or origin is not None)
-        reason = _difference(first, other, a, b, names, sizes=free)
+        reason = _difference(first, other, a, b, names, sizes=free, read=free and bool(origin))
         if reason is not None:
             raise _incompatible(number, *(origin or (a, reason)))
         reason = _shape_difference(first, other, a, b)
@@ -109,9 +110,16 @@ def _is_layer(program: Program, node: fx.Node) -> bool:
 
 
 def _difference(
-    first: Program, other: Program, a: fx.Node, b: fx.Node, names: dict[str, str], sizes: bool
+    first: Program,
+    other: Program,
+    a: fx.Node,
+    b: fx.Node,
+    names: dict[str, str],
+    *,
+    sizes: bool,
+    read: bool,
 ) -> str | None:
-    """``sizes``: whether these may be others."""
+    """``sizes``: whether the result's may be others; ``read``: whether the operands' are."""
     if a.op != b.op:
         return f"{a.op} against {b.op}"
     if a.op == "call_module":
@@ -119,7 +127,9 @@ def _difference(
         two = other.module.get_submodule(str(b.target))
         if type(one) is not type(two):
             return f"{type(one).__name__} against {type(two).__name__}"
-        return _option_difference(one, two)
+        depthwise = _depthwise(one) and _depthwise(two)
+        ignored = (*IGNORED, *READ, *(["groups"] if depthwise else [])) if read else IGNORED
+        return _option_difference(one, two, ignored)
     if a.op.startswith("call") and str(a.target) != str(b.target):
         return f"{a.target} against {b.target}"
     if a.op == "get_attr" and _tables_differ(_table(first, a), _table(other, b)):
@@ -130,6 +140,10 @@ def _difference(
     if one != two:
         return f"arguments {one} against {two}"
     return None
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    return getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0)
 
 
 def _table(program: Program, node: fx.Node) -> Any:
@@ -167,9 +181,9 @@ class _Name(str):
     """A node's name inside its arguments: equal where the graphs are."""
 
 
-def _option_difference(one: nn.Module, two: nn.Module) -> str | None:
+def _option_difference(one: nn.Module, two: nn.Module, ignored: Sequence[str]) -> str | None:
     for name, value in vars(one).items():
-        if name.startswith("_") or name in IGNORED:
+        if name.startswith("_") or name in ignored:
             continue
         if isinstance(value, (int, float, str, bool, tuple)) and value != vars(two).get(name):
             return f"{name} is {value} against {vars(two).get(name)}"

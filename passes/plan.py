@@ -210,7 +210,8 @@ def _group_plan(menu: Menu, group: Group, lanes: tuple[Lane, ...], error: float)
     own = np.concatenate(merged) if merged else np.zeros(0, np.int64)
     own = own[(own >= 0) & (own < len(similarity))]
     mean = float(similarity[own].mean()) if len(own) else float("nan")
-    return GroupPlan(group.id, group.size, lanes, mean, error, menu.sources)
+    sizes = menu.sizes[group.id]
+    return GroupPlan(group.id, group.size, lanes, mean, error, menu.sources, sizes)
 
 
 def _lanes(menu: Menu, decision: Decision, option: Option, group: Group) -> tuple[Lane, ...]:

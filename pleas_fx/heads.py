@@ -80,9 +80,12 @@ def given_lanes(
     """Lanes that aren't the planner's choice: the outputs, and axes that no value carries."""
     outputs = output_groups(programs[0], symmetries[0])
     lanes: dict[GroupId, tuple[Lane, ...]] = {}
-    for group in outputs:
+    for group in (g.id for g in (*symmetries[0].groups, *symmetries[0].fixed)):
         sizes = [int((s.layout.group == group).sum()) for s in symmetries]
-        lanes[group] = _head_lanes(sizes, heads, classes)
+        if group in outputs:
+            lanes[group] = _head_lanes(sizes, heads, classes)
+        elif len(set(sizes)) > 1:
+            lanes[group] = _head_lanes(sizes, "separate", None)
     carried = {
         int(g)
         for coordinates in symmetries[0].layout.values.values()

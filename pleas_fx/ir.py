@@ -199,6 +199,7 @@ class GroupPlan:
     similarity: float  # mean over the merged slots, NaN when there are none
     predicted_error: float  # relative to the signal its consumers read
     sources: int
+    sizes: tuple[int, ...] = ()  # of every source; none: all have the same
 
     @property
     def slots(self) -> int:
@@ -231,7 +232,8 @@ class GroupPlan:
 
     def _missing(self, source: int) -> tuple[int, ...]:
         used = {int(c) for lane in self.lanes for c in lane.channels[:, source]}
-        return tuple(c for c in range(self.size) if c not in used)
+        size = self.sizes[source] if self.sizes else self.size
+        return tuple(c for c in range(size) if c not in used)
 
     def __str__(self) -> str:
         parts = " ".join(f"{letters(lane.membership)}:{len(lane)}" for lane in self.lanes)

@@ -190,7 +190,22 @@ def _symmetries(programs: Sequence[Program]) -> tuple[Symmetry, ...]:
                 f"source {number} has other permutation groups than source 0"
             )
         found.append(own)
-    return tuple(found)
+    return tuple(_held(s, _unequal(found)) for s in found)
+
+
+def _unequal(symmetries: Sequence[Symmetry]) -> frozenset[GroupId]:
+    """Groups that have more channels in one source than in another."""
+    sizes = [{g.id: g.size for g in s.groups} for s in symmetries]
+    return frozenset(g for g, n in sizes[0].items() if any(own[g] != n for own in sizes))
+
+
+def _held(symmetry: Symmetry, unequal: Collection[GroupId]) -> Symmetry:
+    """The same with groups that stay as they are: nothing pairs channels of different numbers."""
+    if not unequal:
+        return symmetry
+    still = [replace(g, blocks=None) for g in symmetry.groups if g.id in unequal]
+    moving = tuple(g for g in symmetry.groups if g.id not in unequal)
+    return replace(symmetry, groups=moving, fixed=(*symmetry.fixed, *still))
 
 
 def _sizes(program: Program) -> dict[str, tuple[int, ...]]:

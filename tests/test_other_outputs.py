@@ -1,4 +1,7 @@
-"""Sources that answer for other numbers of classes: two detectors, each for its own objects."""
+"""Sources that answer for other numbers of classes: two detectors, each for its own objects.
+
+Some are wider before their outputs where there are more classes (YOLO's smallest ones).
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,36 @@ class Ends(nn.Module):
         return x[:, :4], scores, again, x.reshape(x.shape[0], x.shape[1], -1)
 
 
+class Branch(nn.Module):
+    """Classes read from a branch as wide as there are classes, beside boxes (YOLO11)."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        wide = 2 * classes
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU())
+        self.classes = nn.Sequential(
+            nn.Conv2d(8, wide, 1),
+            nn.BatchNorm2d(wide),
+            nn.SiLU(),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide),
+            nn.GroupNorm(2, wide),
+            nn.ReLU(),
+            nn.Conv2d(wide, classes, 1),
+        )
+        self.boxes = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Boxes, then classes."""
+        x = self.stem(x)
+        return torch.cat((self.boxes(x), self.classes(x)), 1)
+
+
 NETWORKS: dict[str, Make] = {
     "bins": composed.BinsNet,
     "anchors": composed.AnchorsNet,
     "pyramid": small.Detector,
     "ends": Ends,
+    "branch": Branch,
 }
 
 
@@ -92,13 +120,34 @@ def test_boxes_beside_each_other_are_refused_with_what_to_do() -> None:
         pf.merge(pair(composed.BinsNet, 5, 7), IMAGES.double(), width=1.0, heads="joint")
 
 
-class Between(nn.Module):
-    """A hidden layer of some width between others, and how many parts it is cut into."""
+@pytest.mark.parametrize("synthetic", [0, None])
+def test_without_data(synthetic: int | None) -> None:
+    """By the weights, and by inputs that are made."""
+    models, images = pair(Branch, 5, 3), IMAGES[:2].double()
+    options = {"example_inputs": images, "synthetic": synthetic, "progress": False}
+    result = pf.merge(models, None, flops=1.2, **options)  # type: ignore[arg-type]
+    shapes = [t.shape[1] for t in outputs(result.model, (images,))]
+    assert shapes == [4 + 5, 4 + 3]
+    assert result.plan.groups[0].group not in (g.group for g in result.plan.groups[1:])
 
-    def __init__(self, hidden: int = 8, parts: int = 2) -> None:
+
+def test_other_widths_stay_apart_and_whole() -> None:
+    """Nothing pairs channels of different numbers; everything else is planned."""
+    result = pf.merge(pair(Branch, 5, 3), IMAGES.double(), flops=1.0, progress=False)
+    kept = {
+        g.size: (len(g.merged), len(g.dropped[0]), len(g.dropped[1])) for g in result.plan.groups
+    }
+    assert kept[2 * 5] == (0, 0, 0)
+    assert sum(kept[8]) > 0
+
+
+class Between(nn.Module):
+    """A layer of some kernel, and how many parts what another makes is cut into."""
+
+    def __init__(self, kernel: int = 3, parts: int = 2) -> None:
         super().__init__()
         self.parts = parts
-        self.first, self.second = nn.Conv2d(3, hidden, 3), nn.Conv2d(hidden, 8, 3)
+        self.first, self.second = nn.Conv2d(3, 8, kernel), nn.Conv2d(8, 8, 3)
         self.last = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,10 +158,10 @@ class Between(nn.Module):
 
 @pytest.mark.parametrize(
     ("other", "named"),
-    [(Between(hidden=6), "node first .*shape"), (Between(parts=4), "node chunk .*arguments")],
-    ids=["width", "parts"],
+    [(Between(kernel=1), "node first .*kernel_size"), (Between(parts=4), "node chunk .*arguments")],
+    ids=["kernel", "parts"],
 )
-def test_other_sizes_inside_are_other_graphs(other: nn.Module, named: str) -> None:
-    """Negative control: only what no layer reads may differ; the first difference is named."""
+def test_what_computes_something_else_is_another_graph(other: nn.Module, named: str) -> None:
+    """Negative control: only numbers of channels may differ; the first difference is named."""
     with pytest.raises(IncompatibleModelsError, match=named):
         pf.merge([Between().eval(), other.eval()], IMAGES, width=1.0, progress=False)
