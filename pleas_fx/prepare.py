@@ -18,7 +18,7 @@ from passes.rewrite import Mismatch
 from passes.trace import trace
 from passes.verify import verify
 from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, TraceError
-from pleas_fx.heads import given_lanes
+from pleas_fx.heads import given_lanes, output_groups
 from pleas_fx.ir import GroupId, Lane, Program, Symmetry
 from pleas_fx.request import Clock, Options
 
@@ -64,7 +64,7 @@ def prepare(
             with refusals(options.heads):  # as single operators they differ, but weren't the reason
                 raise refused from None
         notes = (f"{path} stays a single operator: {why}" for path, why in leaves.items())
-        return replace(prepared, notes=tuple(notes))
+        return replace(prepared, notes=(*notes, *prepared.notes))
 
 
 Programs = tuple[Program, ...]
@@ -159,7 +159,9 @@ def _prepared(
                 "operator is followed wrongly. Please report this network; until then, make the "
                 "modules that rearrange channels leaves of the trace"
             )
-    return Prepared(programs, symmetries, given, whole)
+    unequal = _unequal(symmetries) - output_groups(programs[0], symmetries[0])
+    note = f"{len(unequal)} groups have other numbers of channels in other sources: they stay apart"
+    return Prepared(programs, symmetries, given, whole, (note,) if unequal else ())
 
 
 @contextmanager
@@ -195,7 +197,7 @@ def _symmetries(programs: Sequence[Program]) -> tuple[Symmetry, ...]:
 
 def _unequal(symmetries: Sequence[Symmetry]) -> frozenset[GroupId]:
     """Groups that have more channels in one source than in another."""
-    sizes = [{g.id: g.size for g in s.groups} for s in symmetries]
+    sizes = [{g.id: g.size for g in (*s.groups, *s.fixed)} for s in symmetries]
     return frozenset(g for g, n in sizes[0].items() if any(own[g] != n for own in sizes))
 
 

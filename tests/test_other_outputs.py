@@ -138,6 +138,7 @@ def test_other_widths_stay_apart_and_whole() -> None:
         g.size: (len(g.merged), len(g.dropped[0]), len(g.dropped[1])) for g in result.plan.groups
     }
     assert kept[2 * 5] == (0, 0, 0)
+    assert any("1 groups have other numbers of channels" in w for w in result.report.warnings)
     assert sum(kept[8]) > 0
 
 
