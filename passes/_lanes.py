@@ -232,7 +232,7 @@ class Walk:
         real_args, real_kwargs = fx.node.map_arg((args, kwargs), load)
         before = len(self.labeller.ties)
         assert self._node is not None
-        layers = [self.root.get_submodule(target)] if op == "call_module" else []
+        layers = self.root.get_submodule(target).modules() if op == "call_module" else ()
         try:
             with explicit_operators(), steps_of(*layers) as self.labeller.recurrent, self.labeller:
                 value = execute(self.root, op, target, real_args, real_kwargs)

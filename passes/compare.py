@@ -17,14 +17,16 @@ from pleas_fx.rules.modules import contraction
 
 STATISTICS = ("running_mean", "running_var")
 IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_backward_hook")
-READ = ("in_features", "in_channels", "num_features", "num_channels", "normalized_shape")
+READ = (
+    *("in_features", "in_channels", "num_features", "num_channels", "num_parameters"),
+    "normalized_shape",
+)
 
 
 def compare(programs: Sequence[Program], *, same_outputs: bool) -> None:
     """Compare node by node: operators, constants, layer options, shapes.
 
-    With ``same_outputs`` False layers may differ in their number of outputs where no other layer
-    reads these.
+    With ``same_outputs`` False numbers of channels may differ, and sizes in the code behind them.
 
     Raises:
         IncompatibleModelsError: names the first difference.
@@ -74,7 +76,7 @@ def _same_limits(one: Tensor, two: Tensor) -> bool:
 
 
 def _compare_two(first: Program, other: Program, number: int, same_outputs: bool) -> None:
-    """Sizes may differ behind layers with other outputs, as long as no layer reads what differs."""
+    """Sizes may differ behind layers with other outputs."""
     a_nodes, b_nodes = list(first.module.graph.nodes), list(other.module.graph.nodes)
     names: dict[str, str] = {}
     resized: dict[fx.Node, tuple[fx.Node, str]] = {}  # and what made it so

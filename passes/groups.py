@@ -203,8 +203,11 @@ class _Runner(fx.Interpreter):
     def call_module(
         self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with steps_of(self.fetch_attr(str(target))) as self.labeller.recurrent:
-            return super().call_module(target, args, kwargs)
+        with steps_of(*self.fetch_attr(str(target)).modules()) as recurrent:
+            self.labeller.recurrent = recurrent
+            result = super().call_module(target, args, kwargs)
+        self.labeller.recurrent = False
+        return result
 
     def _pin_outputs(self, result: Any) -> None:
         for tensor in tree_leaves(result):

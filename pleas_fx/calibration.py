@@ -194,7 +194,9 @@ def labels_beside(data: object) -> Tensor | None:
     *inputs, last = data
     if not all(isinstance(part, (Tensor, np.ndarray)) for part in data) or last.ndim != 1:
         return None
-    numbers = np.asarray(last.detach().cpu() if isinstance(last, Tensor) else last)
+    if isinstance(last, Tensor) and (last.is_floating_point() or last.is_complex() or last.is_meta):
+        return None
+    numbers = np.asarray(last.cpu() if isinstance(last, Tensor) else last)
     whole = np.issubdtype(numbers.dtype, np.integer)
     long = all(part.ndim > 1 and len(part) == len(last) for part in inputs)
     return torch.from_numpy(numbers.astype(np.int64)) if whole and long else None

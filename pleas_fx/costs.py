@@ -57,7 +57,7 @@ def terms(program: Program, layout: Layout) -> tuple[Term, ...]:
 
 def _of_steps(program: Program, layout: Layout, node: fx.Node, layer: nn.RNNBase) -> Iterator[Term]:
     """Of a recurrent layer: every weight is used once a step."""
-    sequences = program.shapes[node.all_input_nodes[0].name]
+    sequences = program.shapes.get(node.all_input_nodes[0].name, ())
     steps = int(np.prod(sequences[:-1])) / len(program.inputs[0])
     for key, weight in layer.named_parameters():
         params, axes = float(weight.numel()), [Axis(f"{node.target}.{key}", d) for d in (0, 1)]

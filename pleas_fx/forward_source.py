@@ -95,7 +95,7 @@ def _written(statement: ast.stmt) -> str:
         return line
     indent = INDENT + STEP
     words = [f"{_text(part)},".replace(" ", "\0") for part in parts]  # a part stays whole
-    if max(map(len, words)) > WIDTH - len(indent):
+    if max(map(len, words), default=0) > WIDTH - len(indent):
         rows = [row for part in parts for row in _nested(part, indent)]
     else:
         wrap = textwrap.TextWrapper(WIDTH, initial_indent=indent, subsequent_indent=indent)
