@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from passes._plainer import plainer
 from passes._read_only import WriteError, read_only
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
-from pleas_fx.module_tree import constants, forgetful, kept_values, leave_out, twin
+from pleas_fx.module_tree import constants, copied, forgetful, kept_values, leave_out, twin
 
 SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
@@ -54,7 +53,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str]
     _refuse_scripts(model)
     given = tuple(inputs)
     program = _sharing(model, given, leaves)
-    return program or traced(forgetful(copy.deepcopy(model)).eval(), given, leaves=leaves)
+    return program or traced(forgetful(copied(model)).eval(), given, leaves=leaves)
 
 
 def _sharing(

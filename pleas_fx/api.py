@@ -19,6 +19,7 @@ from pleas_fx.compiler import METHODS, compile_models, plan_only
 from pleas_fx.errors import OptionError
 from pleas_fx.heads import Classes
 from pleas_fx.ir import Count, GroupId, Plan, Program, Symmetry
+from pleas_fx.module_tree import copied
 from pleas_fx.request import Clock, Options
 from pleas_fx.result import MergeResult, RecipeValue
 
@@ -239,14 +240,12 @@ def _input_count(models: Sequence[nn.Module]) -> int:
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on the device; a copy where it would have to move."""
-    import copy
-
     if not isinstance(model, nn.Module):
         raise OptionError(f"expected a torch.nn.Module, got {type(model).__name__}")
     tensors = [*model.parameters(), *model.buffers()]
     if all(t.device.type == device.type for t in tensors):
         return model
-    return copy.deepcopy(model).to(device)
+    return copied(model).to(device)
 
 
 def _reporter(progress: bool | Callable[[str], None]) -> Callable[[str], None]:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def twin(module: Kind) -> Kind:
     """A copy with the same parameters, the very tensors; all else, buffers too, is its own."""
-    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
+    return copied(module, {id(p): p for p in module.parameters()})
+
+
+def copied(module: Kind, shared: Mapping[int, Tensor] = MappingProxyType({})) -> Kind:
+    """A deep copy, also of one that keeps what it has computed with gradients (LeViT's biases).
+
+    ``shared``: tensors by their identity, or what is to be in their place.
+    """
+    kept = (t for own in module.modules() for t in tree_leaves(vars(own)) if isinstance(t, Tensor))
+    made = {id(t): t.detach() for t in kept if not t.is_leaf}
+    return copy.deepcopy(module, {**made, **shared})
 
 
 def forgetful(module: Kind) -> Kind:

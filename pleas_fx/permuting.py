@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from pleas_fx.errors import IncompatibleModelsError
 from pleas_fx.ir import Axis, Group, GroupId, IntArray, Layout, Permutation, Symmetry
-from pleas_fx.module_tree import forgetful
+from pleas_fx.module_tree import copied, forgetful
 
 
 def random_permutation(symmetry: Symmetry, seed: int) -> Permutation:
@@ -40,7 +39,7 @@ def permuted(symmetry: Symmetry, model: nn.Module, permutation: Permutation) -> 
     Raises:
         IncompatibleModelsError: the model lacks an axis that the symmetry names.
     """
-    result = forgetful(copy.deepcopy(model))
+    result = forgetful(copied(model))
     own = _tensors(result)
     with torch.no_grad():
         for key, moved in permuted_state(symmetry, result, permutation).items():

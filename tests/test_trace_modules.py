@@ -197,10 +197,11 @@ class Keeping(nn.Module):
         return self.last((self.first(x) + self.kept).relu())
 
 
-def test_what_a_network_keeps_until_it_is_trained_is_computed_again() -> None:
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_a_network_keeps_until_it_is_trained_is_computed_again(gradients: bool) -> None:
     """Also by a permuted copy; and the model's own modes are left as they are."""
     model = seeded(Keeping, 0)
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         model(INPUTS[0])
     symmetry = pf.permutation_groups(model, INPUTS)
     assert "table" in {axis.key for group in symmetry.groups for axis in group.axes}
