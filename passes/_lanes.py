@@ -104,8 +104,8 @@ class Walk:
         return found
 
     def alike(self, node: fx.Node) -> bool:
-        """Whether all sources have the same arguments."""
-        return all(own[node] == self._arguments[0][node] for own in self._arguments)
+        """Whether all sources have the same arguments; as text, since NaN isn't equal to itself."""
+        return len({repr(own[node]) for own in self._arguments}) == 1
 
     def number(self, value: Any, source: int = 0) -> Any:
         """What a source has in the place of a node that is a number: channels are counted so."""

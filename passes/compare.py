@@ -137,11 +137,14 @@ def _difference(
     if a.op == "get_attr" and _tables_differ(_table(first, a), _table(other, b)):
         return "a table of integers has other entries"
     one, two = _plain(a, {}), _plain(b, names)
-    if a.op == "output" or (sizes and _without_sizes(one) == _without_sizes(two)):
+    if a.op == "output" or (sizes and _same(_without_sizes(one), _without_sizes(two))):
         return None
-    if one != two:
-        return f"arguments {one} against {two}"
-    return None
+    return None if _same(one, two) else f"arguments {one} against {two}"
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Also where they hold a NaN, which isn't equal to itself."""
+    return bool(one == two) or repr(one) == repr(two)
 
 
 def _depthwise(layer: nn.Module) -> bool:

@@ -166,3 +166,20 @@ def test_what_computes_something_else_is_another_graph(other: nn.Module, named: 
     """Negative control: only numbers of channels may differ; the first difference is named."""
     with pytest.raises(IncompatibleModelsError, match=named):
         pf.merge([Between().eval(), other.eval()], IMAGES, width=1.0, progress=False)
+
+
+class Marked(Between):
+    """Writes a NaN where something is wrong, before any layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(x.masked_fill(x > 1e9, float("nan")).nan_to_num())
+
+
+def test_a_nan_in_the_code_is_the_same_in_all_sources() -> None:
+    """Although it isn't equal to itself."""
+    models = [seeded(Marked, seed).double() for seed in (0, 1)]
+    result = pf.merge(models, IMAGES.double(), width=2.0, progress=False)
+    wanted = [t for model in models for t in outputs(model, (IMAGES.double(),))]
+    assert worst(outputs(result.model, (IMAGES.double(),)), wanted) < EXACT
+    assert result.report.merged.flops == sum(own.flops for own in result.report.sources)
