@@ -70,7 +70,7 @@ class Nodes:
         operands = walk.operands(node)
         if not any(v.labelled for v in operands):
             self._unlabelled(node, operands)
-        elif node.target in CATS and node.op == "call_function":
+        elif node.target in CATS and not isinstance(_first(node), fx.Node):
             self._concatenate(node)
         elif self._several_dims(node):
             self._opaque(node)
@@ -303,7 +303,7 @@ class Nodes:
     def _joined(self, node: fx.Node) -> None:
         """An operand without channels in a lane is left out of it."""
         walk = self.walk
-        tensors = list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
+        tensors = list(_first(node))
         rank = len(walk.programs[0].shapes[node.name])
         dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
         if not any(c.shape[dim] > 1 for c in walk.classes(node, 0)):
@@ -377,6 +377,11 @@ class Nodes:
             raise walk.mismatch(node, "concatenates channels without labels")
         picked = {S: walk.pick(value, S) for S in lanes}
         return {S: (n, none) for S, n in picked.items() if n is not None}
+
+
+def _first(node: fx.Node) -> Any:
+    """What is joined: several tensors, or one tuple of them that a node gives."""
+    return node.args[0] if node.args else node.kwargs.get("tensors")
 
 
 def _exact(value: Value, membership: Membership) -> bool:

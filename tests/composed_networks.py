@@ -211,3 +211,18 @@ class LastStateNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, states = self.steps(self.norm(self.stem(x)).relu().mean(3).transpose(1, 2))
         return self.head((self.first(states[0]) + self.last(states[-1])).relu())
+
+
+class SwappedNet(nn.Module):
+    """Halves that change places, joined as the tuple that they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.mixed = nn.Conv2d(8, 6, 3, padding=1)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = torch.cat(x.chunk(2, 1)[::-1], 1)
+        return self.head(self.mixed(x).relu().mean((2, 3)))

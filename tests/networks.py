@@ -271,6 +271,7 @@ _ALL = (
     _network("encoder", composed.EncoderNet, _SMALL),
     _network("involution", composed.InvolutionNet, _SMALL),
     _network("patches", composed.PatchesNet, _SMALL),
+    _network("swapped", composed.SwappedNet, _SMALL),
     _network("columns", composed.ColumnsNet, _SMALL),
     _network("columns_gru", partial(composed.ColumnsNet, nn.GRU), _SMALL),
     _network("last_state", composed.LastStateNet, _SMALL),
@@ -305,6 +306,7 @@ BATCHNORM_CNNS = frozenset(
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
     linear_attention detector two_inputs patch_transform same_padding bins anchors relative
-    involution patches keypoints columns columns_gru last_state last_state_rnn""".split()
+    involution patches keypoints swapped columns columns_gru last_state
+    last_state_rnn""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""
