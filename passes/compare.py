@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from passes.trace import describe
 from pleas_fx.errors import IncompatibleModelsError, SourceError
@@ -17,9 +16,8 @@ from pleas_fx.rules.modules import contraction
 
 STATISTICS = ("running_mean", "running_var")
 IGNORED = ("training", "out_features", "out_channels", "inplace", "_is_full_backward_hook")
-READ = (
-    *("in_features", "in_channels", "num_features", "num_channels", "num_parameters"),
-    "normalized_shape",
+READ = tuple(
+    "in_features in_channels num_features num_channels num_parameters normalized_shape".split()
 )
 
 
@@ -168,18 +166,15 @@ def _plain(node: fx.Node, names: dict[str, str]) -> Any:
 
 
 def _without_sizes(arguments: Any) -> Any:
-    return tree_map(lambda v: int if type(v) is int else v, _opened(arguments))
-
-
-def _opened(arguments: Any) -> Any:
-    """Slices as tuples."""
+    """Whole numbers left out, also those of slices."""
     if isinstance(arguments, slice):
-        return (slice, arguments.start, arguments.stop, arguments.step)
+        bounds = (arguments.start, arguments.stop, arguments.step)
+        return (slice, *map(_without_sizes, bounds))
     if isinstance(arguments, (tuple, list)):
-        return tuple(map(_opened, arguments))
+        return tuple(map(_without_sizes, arguments))
     if isinstance(arguments, dict):
-        return {key: _opened(value) for key, value in arguments.items()}
-    return arguments
+        return {key: _without_sizes(value) for key, value in arguments.items()}
+    return int if type(arguments) is int else arguments
 
 
 class _Name(str):

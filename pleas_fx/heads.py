@@ -77,11 +77,16 @@ def given_lanes(
     heads: str,
     classes: Classes | None,
 ) -> dict[GroupId, tuple[Lane, ...]]:
-    """Lanes that aren't the planner's choice: the outputs, and axes that no value carries."""
+    """Lanes that aren't the planner's choice.
+
+    The outputs, groups with more channels in one source than in another, and axes that no value
+    carries.
+    """
     outputs = output_groups(programs[0], symmetries[0])
     lanes: dict[GroupId, tuple[Lane, ...]] = {}
-    for group in (g.id for g in (*symmetries[0].groups, *symmetries[0].fixed)):
-        sizes = [int((s.layout.group == group).sum()) for s in symmetries]
+    counted = [{g.id: g.size for g in (*s.groups, *s.fixed)} for s in symmetries]
+    for group in counted[0]:
+        sizes = [own[group] for own in counted]
         if group in outputs:
             lanes[group] = _head_lanes(sizes, heads, classes)
         elif len(set(sizes)) > 1:

@@ -6,6 +6,7 @@ Some are wider before their outputs where there are more classes (YOLO's smalles
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,12 +106,12 @@ def test_a_budget_is_met_and_every_output_has_its_own_size(make: Make) -> None:
 
 
 @every_network
-def test_it_is_saved_and_goes_to_onnx(make: Make, tmp_path: object) -> None:
+def test_it_is_saved_and_goes_to_onnx(make: Make, tmp_path: Path) -> None:
     """As any other."""
     models = [seeded(lambda n=n: make(n), n) for n in (5, 7)]
     result = pf.merge(models, IMAGES, flops=1.25, progress=False)
-    result.save(f"{tmp_path}/out")
-    again = pf.load(f"{tmp_path}/out")
+    result.save(tmp_path / "out")
+    again = pf.load(tmp_path / "out")
     assert worst(outputs(again, (IMAGES,)), outputs(result.model, (IMAGES,))) < SINGLE
 
 
@@ -128,7 +129,6 @@ def test_without_data(synthetic: int | None) -> None:
     result = pf.merge(models, None, flops=1.2, **options)  # type: ignore[arg-type]
     shapes = [t.shape[1] for t in outputs(result.model, (images,))]
     assert shapes == [4 + 5, 4 + 3]
-    assert result.plan.groups[0].group not in (g.group for g in result.plan.groups[1:])
 
 
 def test_other_widths_stay_apart_and_whole() -> None:
