@@ -22,7 +22,7 @@ from pleas_fx.classes import (
     collapses,
     positions,
     settled_axes,
-    signatures,
+    settled_colours,
 )
 from pleas_fx.explicit import explicit_operators, steps_of
 from pleas_fx.ir import Axis, Certificate, IntArray, Program, Symmetry
@@ -86,7 +86,7 @@ def groups(program: Program) -> Symmetry:
             break
         grouped = grouped | labeller.regroup
         if alone(facts, found - unlabelled):
-            known, colours = settled_axes(facts), signatures(facts)
+            known, colours = settled_axes(facts), settled_colours(facts)
         else:  # what they were tied to isn't known any more
             known, colours = {}, NOTHING
         unlabelled = found

@@ -77,6 +77,11 @@ def settled_axes(facts: Facts) -> dict[Axis, IntArray]:
     return {axis: classes[labels] for axis, labels in facts.axes.items() if labels.ndim == 1}
 
 
+def settled_colours(facts: Facts) -> Hash:
+    """The signatures of the classes found, as colours of their labels."""
+    return signatures(facts)[: facts.classes.max(initial=-1) + 1]
+
+
 def alone(facts: Facts, axes: Set[Axis]) -> bool:
     """Whether nothing that moves with these axes is on any other, nor in a block or one itself."""
     own, others = np.zeros(facts.count, bool), np.zeros(facts.count, bool)
@@ -144,12 +149,13 @@ def signatures(facts: Facts) -> Hash:
     Where a class holds several labels or occurs several times, its occurrences are exchanged in
     order; so the hash also says in which order its labels stand at each place.
     """
-    classes = facts.classes
+    classes, padded = facts.classes, facts.padded
     rank = _ranks(classes)
     signature = np.zeros(facts.count, np.uint64)
     np.add.at(signature, classes, mix(facts.colours) * (facts.colours > 0))
     places = [labels.reshape(-1) for labels in facts.axes.values()]
     places += [_runs(labels).reshape(-1) for labels in facts.sites]
+    places = [_telling(labels, padded) for labels in places]
     for first, some in _portions(places):
         labels, salt = _labelled(some, first + 1)
         here = labels >= 0
@@ -161,6 +167,13 @@ def signatures(facts: Facts) -> Hash:
     parents, _ = _labelled([p for _, p in facts.nests], 0)
     _stamp(signature, classes[children], salt, rank[parents])
     return signature
+
+
+def _telling(labels: IntArray, classes: IntArray) -> IntArray:
+    """One label of a place that a single class is at: it is told apart from all others by that."""
+    if len(labels) < MANY or (classes[labels] != classes[labels[0]]).any():
+        return labels
+    return labels[:1]
 
 
 def _runs(labels: IntArray) -> IntArray:
