@@ -293,7 +293,7 @@ def _blended(site: Site, layer: Any, weights: Sequence[Tensor]) -> Tensor:
 
 
 def _write(rows: Rows, regression: Regression, solution: Solution) -> None:
-    """The weights; behind them the norm keeps true statistics."""
+    """The weights; a norm behind them keeps the statistics of the rows they were fitted on."""
     layer, job = regression.layer, regression.job
     bias = solution.bias.reshape(-1)
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """What the sources' layers make, at a sample of positions: all that fitting asks of the sources.
 
 The sample is drawn once and used from its beginning, so that a plan, which decides how many rows a
-layer needs, can come later; fitting then runs no source again.
+layer needs, can come later; fitting then runs no source again. Positions where something is to be
+seen are drawn more often: most of a scene is background (docs/decisions/2026-11-30-scenes.md).
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes._lockstep import Batch, Store
+from pleas_fx.algebra.moments import at_least_float32
 from pleas_fx.extract import Runner
-from pleas_fx.ir import IntArray, Program
+from pleas_fx.ir import FloatArray, IntArray, Program
 from pleas_fx.module_tree import attribute
 from pleas_fx.rules.modules import CHANNELS_LAST, contraction
 from pleas_fx.unfold import rows_at, to_matrix
 
 OWNER = 0.5  # share in what heads are fitted to; docs/decisions/2026-11-28-targets.md
 FEWEST_ROWS = 4096
+UNUSUAL = 0.5  # share of the sample that is drawn by how far from the mean a position is
+TELLING = 64  # channels that tell how far that is
+TINY = 1e-30
 UNKNOWNS = 64  # norms are fitted on as many rows as a layer of so many unknowns: few do
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ROW_NORMS = (
@@ -81,6 +86,12 @@ class Targets:
         self._drawn: dict[tuple[str, int], IntArray] = {}  # positions, in the order drawn
         self._shapes: dict[tuple[str, int], torch.Size] = {}
 
+    def order(self, batch: int, sources: int) -> list[int]:
+        """In which to run the sources on a batch: what the first one makes says what is drawn."""
+        owner = self.sampling.owners[batch]
+        first = batch % sources if owner is None else owner
+        return sorted(range(sources), key=lambda s: s != first)
+
     def see(self, source: int, batch: int, node: str, value: Any) -> None:
         """Keep a sample of a value, unless a norm behind it is what will be asked for."""
         if node not in self.fused:
@@ -94,14 +105,14 @@ class Targets:
         if not missing:
             return
         with torch.inference_mode():
-            for s, program in enumerate(programs):
-                for k, batch in enumerate(batches):
+            for k, batch in enumerate(batches):
+                for s in self.order(k, len(programs)):
 
                     def see(node: fx.Node, value: Any, s: int = s, k: int = k) -> None:
                         if node.name in missing:
                             self._keep(s, k, node.name, value)
 
-                    Runner(program.module, see).run(*batch)
+                    Runner(programs[s].module, see).run(*batch)
 
     def shape(self, node: str, batch: int) -> torch.Size:
         """Of a source's value; sources differ in channels at most."""
@@ -133,10 +144,37 @@ class Targets:
             total = value.numel() // max(value.shape[place.channel], 1)
             quota = min(self.sampling.quota(node, place.unknowns), total)
             rng = np.random.default_rng((self.sampling.seed, batch, self._number[node]))
-            self._drawn[node, batch] = rng.choice(total, quota, replace=False)
+            self._drawn[node, batch] = _draw(rng, _shares(value, place.channel), quota)
             self._shapes[node, batch] = value.shape
         at = np.sort(self._drawn[node, batch])
         self.store.put(_key(source, node), batch, rows_at(value.movedim(place.channel, -1), 1, at))
+
+
+def _shares(value: Tensor, channel: int) -> FloatArray:
+    """Per position, its share in the draw: the same for all, and by the distance from the mean.
+
+    That is the mean over channels (``TELLING`` of them, evenly spread), each relative to its
+    variance.
+    """
+    dim = channel % value.dim()
+    step = -(-value.shape[dim] // TELLING)
+    telling = at_least_float32(value[(slice(None),) * dim + (slice(None, None, step),)])
+    rest = tuple(d for d in range(value.dim()) if d != dim)
+    squares = (telling - telling.mean(rest, keepdim=True)).square_()  # var_mean takes longer
+    squares *= squares.mean(rest, keepdim=True).clamp_min(TINY).reciprocal()
+    distance = squares.mean(dim).flatten().double()
+    usual = torch.full_like(distance, 1 / max(len(distance), 1))
+    total = distance.sum()
+    unusual = distance / total if bool(total > 0) and bool(total.isfinite()) else usual
+    return (usual + UNUSUAL * (unusual - usual)).cpu().numpy()
+
+
+def _draw(rng: np.random.Generator, shares: FloatArray, count: int) -> IntArray:
+    """So many positions without replacement, one after the other (Efraimidis and Spirakis 2006)."""
+    waiting = rng.exponential(size=len(shares)) / shares
+    first = np.argpartition(waiting, count - 1)[:count] if count < len(shares) else slice(None)
+    found = np.arange(len(shares))[first]
+    return found[np.argsort(waiting[first], kind="stable")]
 
 
 def _key(source: int, node: str) -> str:

@@ -22,12 +22,18 @@ from pleas_fx.rules.modules import channelwise, contraction, is_depthwise
 
 Batch = tuple[Tensor, ...]
 See = Callable[[int, int, str, Any], None]  # number of the source and of the batch, node, value
+Order = Callable[[int, int], Sequence[int]]  # numbers of the sources, by the batch's and how many
 POINTS = 6  # places per group and kind that are observed
 FEWEST_ROWS = 4096  # at each of them
 
 
 def unseen(source: int, batch: int, node: str, value: Any) -> None:
     """Let a value go by."""
+
+
+def in_order(batch: int, sources: int) -> Sequence[int]:
+    """As they are numbered."""
+    return range(sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +88,13 @@ def observe(
     seed: int,
     rows_per_channel: int = 8,
     see: See = unseen,
+    order: Order = in_order,
     tick: Callable[[], None] = lambda: None,
 ) -> Statistics:
     """Joint moments of every group at the places where it is read and made.
 
     ``rows_per_channel`` are shared out among the places of a group, whose moments are added up.
-    ``see`` is shown every value that the sources make, on the way.
+    ``see`` is shown every value that the sources make, on the way, in this ``order`` of sources.
 
     Raises:
         CalibrationError: a source turns a batch into NaN or Inf; names batch and layer.
@@ -96,7 +103,7 @@ def observe(
     with torch.no_grad():
         for number, batch in enumerate(batches):
             rng = np.random.default_rng((seed, number))
-            sums.add(programs, batch, number, rng, see)
+            sums.add(programs, batch, number, rng, see, order(number, len(programs)))
             tick()
     return sums.result()
 
@@ -150,14 +157,15 @@ class _Sums:
         number: int,
         rng: np.random.Generator,
         watch: See,
+        order: Sequence[int],
     ) -> None:
         by_node: dict[str, list[GroupId]] = {}
         for node, group in self.extractors:
             by_node.setdefault(node, []).append(group)
         samples: dict[tuple[str, GroupId], IntArray] = {}
-        rows: dict[tuple[str, GroupId], list[Tensor]] = {key: [] for key in self.extractors}
+        rows: dict[tuple[str, GroupId], dict[int, Tensor]] = {key: {} for key in self.extractors}
 
-        for s, program in enumerate(programs):
+        for s in order:
 
             def see(node: fx.Node, value: Any, s: int = s) -> None:
                 for group in by_node.get(node.name, ()):
@@ -173,12 +181,13 @@ class _Sums:
                         raise CalibrationError(
                             f"batch {number}: source {s} has NaN or Inf at node {node.name}"
                         )
-                    rows[key].append(part)
+                    rows[key][s] = part
                 watch(s, number, node.name, value)
 
-            Runner(program.module, see).run(*batch)
+            Runner(programs[s].module, see).run(*batch)
         for key, parts in rows.items():
-            self.moments[key].add(torch.cat(parts, 1).float().cpu())
+            joined = torch.cat([parts[s] for s in range(self.sources)], 1)
+            self.moments[key].add(joined.float().cpu())
 
     def result(self) -> Statistics:
         """The sums over all batches."""

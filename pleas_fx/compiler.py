@@ -16,7 +16,7 @@ from passes._targets import Targets
 from passes.fit import Fitted, fit
 from passes.fit_published import fit_published
 from passes.match import identity_matching, match_activations, match_weights
-from passes.observe import Statistics, observe, planned_groups, unseen
+from passes.observe import Statistics, in_order, observe, planned_groups, unseen
 from passes.plan import ALL_APART, MERGED_ONLY, PRICES, SINGLES_ONLY, Constraints, Menu, menu
 from passes.probe import joined
 from passes.recalibrate import recalibrate
@@ -103,13 +103,11 @@ def look(
     if not _prices(options, len(prepared.programs)):
         return Observed(None, identity_matching(prepared.symmetries[0], len(prepared.programs)))
     if data is not None and options.method != "average":
+        watch = (unseen, in_order) if targets is None else (targets.see, targets.order)
         with clock.time("observe"):
+            sources = prepared.programs, prepared.symmetries
             statistics = observe(
-                prepared.programs,
-                prepared.symmetries,
-                data.batches,
-                seed=options.seed,
-                see=unseen if targets is None else targets.see,
+                *sources, data.batches, seed=options.seed, see=watch[0], order=watch[1]
             )
     with clock.time("match"):
         matching = _matching(prepared, statistics, options)

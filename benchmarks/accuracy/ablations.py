@@ -291,6 +291,10 @@ _ALL = (
         _constant("owner", "outputs: {} of the owner's, else the mean's", _targets, "OWNER", v)
         for v in (1.0, 0.75, 0.25, 0.0)
     ),
+    *(
+        _constant("unusual", "rows: {} of them drawn by their distance", _targets, "UNUSUAL", v)
+        for v in (0.0, 1.0)
+    ),
     Variation(
         "values",
         "outputs by least squares alone",

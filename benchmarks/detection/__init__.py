@@ -1,0 +1,1 @@
+"""Two YOLOs with different classes, merged: boxes found, not only outputs compared."""
