@@ -32,6 +32,7 @@ from pleas_fx.labels import Labeller, compact, pattern
 from pleas_fx.lanes import SlotTable
 from pleas_fx.module_tree import execute
 from pleas_fx.rules import RULES
+from pleas_fx.shortage import shortage
 
 
 class Mismatch(Exception):
@@ -237,6 +238,8 @@ class Walk:
             with explicit_operators(), steps_of(*layers) as self.labeller.recurrent, self.labeller:
                 value = execute(self.root, op, target, real_args, real_kwargs)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            if shortage(error):
+                raise
             raise self.mismatch(self._node, str(error).splitlines()[0]) from error
         self._name_blocks(value)
         del self.labeller.sites[:], self.labeller.pins[:], self.labeller.nests[:]

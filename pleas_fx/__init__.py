@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         IncompatibleModelsError,
         OptionError,
         PleasError,
+        ResourceError,
         SourceError,
         TraceError,
     )
@@ -42,6 +43,7 @@ _HOMES = {
             "IncompatibleModelsError",
             "OptionError",
             "PleasError",
+            "ResourceError",
             "SourceError",
             "TraceError",
         ),
@@ -60,6 +62,7 @@ __all__ = [
     "OptionError",
     "PerSource",
     "PleasError",
+    "ResourceError",
     "SourceError",
     "TraceError",
     "count",

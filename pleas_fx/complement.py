@@ -12,6 +12,7 @@ from passes.synthesise import STEPS, divergence, feasible, synthesise
 from pleas_fx.calibration import Batches
 from pleas_fx.costs import count
 from pleas_fx.ir import Program
+from pleas_fx.shortage import shortage
 
 FOREIGN = 0.05  # divergence: ten times that of a few images of the training data
 LOOKED_AT = 16  # images
@@ -67,6 +68,8 @@ def complement(
             wanted, notes = _needed(programs, data, inputs)
         made = synthesise(programs, inputs, wanted, seed=seed)
     except RuntimeError as error:  # takes no other number of inputs, or isn't differentiable
+        if shortage(error):
+            raise
         reason = str(error).splitlines()[0]
         return Complement(None, (*notes, f"no inputs could be made for the sources ({reason})"))
     owned = [(batch, number) for number, own in enumerate(made) for batch in own]

@@ -39,5 +39,9 @@ class ArtefactError(PleasError):
     """An artefact folder can't be written or isn't complete."""
 
 
+class ResourceError(PleasError):
+    """Memory ran out, or room for temporary files; names the pass."""
+
+
 class OptionError(PleasError):
     """An option has a value outside its range, or two options exclude each other."""

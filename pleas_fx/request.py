@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pleas_fx.budget import Budget
+from pleas_fx.errors import ResourceError
 from pleas_fx.heads import Classes
+from pleas_fx.shortage import shortage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,14 @@ class Clock:
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
+        """Count what is done inside, and name it where memory or the disk is too small for it."""
         self.report(name)
         start = time.perf_counter()
         try:
             yield
+        except Exception as error:
+            if (lacking := shortage(error)) is None:
+                raise
+            raise ResourceError(f"{name}: {lacking}") from error
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

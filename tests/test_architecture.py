@@ -33,6 +33,7 @@ CORE = {
     "pleas_fx.options",
     "pleas_fx.permuting",
     "pleas_fx.recall",
+    "pleas_fx.shortage",
     "pleas_fx.unfold",
 }
 CORE_PACKAGES = ("pleas_fx.algebra", "pleas_fx.rules")
