@@ -103,12 +103,10 @@ def look(
     if not _prices(options, len(prepared.programs)):
         return Observed(None, identity_matching(prepared.symmetries[0], len(prepared.programs)))
     if data is not None and options.method != "average":
-        watch = (unseen, in_order) if targets is None else (targets.see, targets.order)
+        see, order = (unseen, in_order) if targets is None else (targets.see, targets.order)
         with clock.time("observe"):
             sources = prepared.programs, prepared.symmetries
-            statistics = observe(
-                *sources, data.batches, seed=options.seed, see=watch[0], order=watch[1]
-            )
+            statistics = observe(*sources, data.batches, seed=options.seed, see=see, order=order)
     with clock.time("match"):
         matching = _matching(prepared, statistics, options)
     return Observed(statistics and statistics.for_planning(), matching)
