@@ -7,7 +7,7 @@ import tempfile
 
 import torch
 
-REFUSED = "can't allocate memory"  # what torch says on a CPU, in a plain RuntimeError
+REFUSED = "DefaultCPUAllocator"  # torch, in a plain RuntimeError; what follows differs by system
 
 
 def shortage(error: BaseException) -> str | None:
