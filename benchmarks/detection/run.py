@@ -2,8 +2,9 @@
 
     python -m benchmarks.detection.run [--seeds N] [--folder F] [--data D]
 
-The sources are trained once (files under F/detection). See benchmarks/accuracy/README.md for the
-image sets, and for where they are looked for.
+With the extras `zoo` and `packages` (ultralytics). The sources are trained once (files under
+F/detection). See benchmarks/accuracy/README.md for the image sets, and for where they are looked
+for.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=CACHE / "data")
     parser.add_argument("--docs", type=Path, default=DOCS)
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     found = [row for seed in range(asked.seeds) for row in rows(seed, asked.folder, asked.data)]
     (asked.docs / "detection.json").write_text(json.dumps([asdict(r) for r in found], indent=1))
     (asked.docs / "detection.md").write_text(page(found))
