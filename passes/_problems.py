@@ -12,7 +12,7 @@ from torch import Tensor
 from passes.observe import Statistics
 from pleas_fx.algebra.moments import Moments, RowSums, at_least_float32
 from pleas_fx.algebra.selection import WIDE, Problem
-from pleas_fx.algebra.weighting import Matrix, Weighting, added, matrix_of, root_of
+from pleas_fx.algebra.weighting import Weighting, added, matrix_of, root_of
 from pleas_fx.extract import extractor
 from pleas_fx.ir import Axis, Group, IntArray, Matching, Program, Symmetry
 from pleas_fx.rules.modules import contraction, is_depthwise
@@ -21,51 +21,24 @@ ROUNDING = 1e-10  # of a float32 value, squared, with some room
 SHRINKAGE = 0.1  # times unknowns / (unknowns + rows)
 
 
-def problem(
+def problems(
     programs: Sequence[Program],
     symmetries: Sequence[Symmetry],
     statistics: Statistics | None,
     matching: Matching,
     family: Sequence[Group],
-) -> Problem:
-    """The selection problem of a family: covariances in matched order, unit by unit.
+) -> tuple[Problem, ...]:
+    """The selection problems of a family, one for each group: covariances in matched order.
 
     In float32 where it is wide.
     """
-    sources = len(programs)
     dtype = torch.float32 if sum(g.size for g in family) > WIDE else torch.float64
-    blocks = family[0].blocks
-    count = blocks.count if blocks else family[0].size
-    parts = [
-        _group_problem(programs, symmetries, statistics, group, matching.partner[group.id], dtype)
-        for group in family
-    ]
-    if blocks is None:
-        return Problem(parts[0][0], parts[0][1])
-    return _joined(parts, count, sources)
-
-
-def _joined(parts: Sequence[tuple[Tensor, list[Weighting]]], count: int, sources: int) -> Problem:
-    """Several groups of a block family side by side, each unit's channels in a row."""
-    sizes = [w[0].size for _, w in parts]
-    total = sum(sizes)
-    covariance = torch.zeros(sources * total, sources * total, dtype=parts[0][0].dtype)
-    weighting = [torch.zeros(total, total, dtype=parts[0][0].dtype) for _ in range(sources)]
-    place, at = [], 0
-    per_unit = total // count
-    for n in sizes:
-        inner = n // count
-        unit = torch.arange(n) // inner
-        place.append(unit * per_unit + at + torch.arange(n) % inner)
-        at += inner
-    for (c, q), where in zip(parts, place, strict=True):
-        n = len(where)
-        for s in range(sources):
-            weighting[s][where[:, None], where] = q[s].whole()
-            for t in range(sources):
-                rows, columns = where + s * total, where + t * total
-                covariance[rows[:, None], columns] = c[s * n : (s + 1) * n, t * n : (t + 1) * n]
-    return Problem(covariance, [Matrix(q) for q in weighting], per_unit)
+    found = []
+    for group in family:
+        partner = matching.partner[group.id]
+        own = _group_problem(programs, symmetries, statistics, group, partner, dtype)
+        found.append(Problem(*own, group.size // group.blocks.count if group.blocks else 1))
+    return tuple(found)
 
 
 def _group_problem(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from passes._problems import problem
+from passes._problems import problems
 from passes.match import families
 from passes.observe import Statistics, planned_groups
 from pleas_fx.algebra.selection import MERGED, WIDE, Path, Problem, select, select_all
@@ -254,15 +254,20 @@ class _Reader:
     def merged(self) -> FloatArray:
         return np.array([1.0] + [0.0] * len(self.programs))
 
-    def problem(self, family: Sequence[Group]) -> Problem:
-        found = problem(self.programs, self.symmetries, self.statistics, self.matching, family)
-        return replace(found, emphasis=self.emphasis).of(self.kept)
+    @property
+    def counts(self) -> tuple[float, ...]:
+        """How often the errors of the sources that take part do."""
+        return tuple(self.emphasis[s] for s in self.kept) if self.emphasis else ()
+
+    def problems(self, family: Sequence[Group]) -> tuple[Problem, ...]:
+        found = problems(self.programs, self.symmetries, self.statistics, self.matching, family)
+        return tuple(part.of(self.kept) for part in found)
 
     def paths(
         self, family: Sequence[Group], prices: Sequence[tuple[float, float]], limit: int
     ) -> tuple[Path, ...]:
         """Selections, with the numbers of the sources that take part."""
-        found = select_all(self.problem(family), prices, limit=limit)
+        found = select_all(self.problems(family), prices, limit=limit, emphasis=self.counts)
         number = np.array([*self.kept, MERGED])  # MERGED is the last one, -1
         return tuple(replace(p, kind=number[p.kind]) for p in found)
 
@@ -341,9 +346,14 @@ def _whole(
         return Decision(ids, (apart,))
     error = 0.0
     for family in families(groups):
-        problem = read.problem(family)
-        units = problem.size // problem.unit
-        path = select(problem, merged_price=1.0, single_price=math.inf, limit=units)
+        parts = read.problems(family)
+        path = select(
+            parts,
+            merged_price=1.0,
+            single_price=math.inf,
+            limit=parts[0].units,
+            emphasis=read.counts,
+        )
         error += float(path.error[-1])
     options = []
     if any(math.isfinite(s) for _, s in prices):

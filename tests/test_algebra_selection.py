@@ -86,7 +86,7 @@ def brute_force(given: Samples, path: Path, prefix: int, unit: int = 1) -> float
 
 def choose(given: Samples, merged: float = 1.0, single: float = 1.0, unit: int = 1) -> Path:
     """Everything there is to choose, in order."""
-    return select(given.problem(unit), merged_price=merged, single_price=single, limit=1000)
+    return select([given.problem(unit)], merged_price=merged, single_price=single, limit=1000)
 
 
 @pytest.mark.parametrize("prices", [(1.0, 1.0), (4.0, 1.0), (INFINITE, 1.0), (1.0, INFINITE)])
@@ -229,7 +229,9 @@ def test_a_channel_is_in_at_most_one_slot(merged_price: float) -> None:
 def test_without_exclusion_a_merged_channel_may_also_be_kept_apart() -> None:
     """Negative control: then mixtures of a channel's slots do occur, and leave less."""
     given = samples()
-    free = select(given.problem(), merged_price=1.0, single_price=1.0, limit=1000, exclusive=False)
+    free = select(
+        [given.problem()], merged_price=1.0, single_price=1.0, limit=1000, exclusive=False
+    )
     merged = set(free.unit[free.kind == MERGED].tolist())
     assert merged & set(free.unit[free.kind >= 0].tolist())
     assert free.error[-1] < TIGHT < choose(given).error[-1]
@@ -239,7 +241,7 @@ def test_the_limit_is_a_prefix() -> None:
     """Stopping early changes nothing about what came before."""
     whole = choose(samples())
     for limit in (0, 1, 4):
-        part = select(samples().problem(), merged_price=1.0, single_price=1.0, limit=limit)
+        part = select([samples().problem()], merged_price=1.0, single_price=1.0, limit=limit)
         assert len(part) == limit
         assert (part.kind == whole.kind[:limit]).all()
         assert (part.unit == whole.unit[:limit]).all()
@@ -303,6 +305,48 @@ def test_blocks_of_identical_sources_are_merged() -> None:
     assert path.error[-1] < TIGHT
 
 
+def joined(parts: list[Problem]) -> Problem:
+    """Groups side by side as one: each unit's channels in a row, nothing between the groups."""
+    units, sources = parts[0].units, parts[0].sources
+    inner = sum(part.unit for part in parts)
+    covariance = torch.zeros(sources, units * inner, sources, units * inner, dtype=torch.float64)
+    weighting = torch.zeros(sources, units * inner, units * inner, dtype=torch.float64)
+    at = 0
+    for part in parts:
+        channels = torch.arange(part.size)
+        where = channels // part.unit * inner + at + channels % part.unit
+        for s, q in enumerate(part.weighting):
+            weighting[s, where[:, None], where] = q.whole()
+            for t in range(sources):
+                covariance[s, :, t][where[:, None], where] = part.tiles[s, :, t]
+        at += part.unit
+    flat = covariance.reshape(sources * units * inner, -1)
+    return Problem(flat, [Matrix(q) for q in weighting], inner)
+
+
+@pytest.mark.parametrize("prices", [(1.5, 1.0), (INFINITE, 1.0), (1.0, INFINITE)])
+def test_groups_of_a_family_are_chosen_as_one_that_nothing_connects(
+    prices: tuple[float, float],
+) -> None:
+    """Their own matrices hold all that the joined one does; one group alone chooses otherwise."""
+    parts = [samples(5, size=12).problem(3), samples(6, size=8).problem(2)]
+    for emphasis in ((), (1.0, 3.0)):
+        found, wanted, alone = (
+            select(
+                given,
+                merged_price=prices[0],
+                single_price=prices[1],
+                limit=100,
+                emphasis=emphasis,
+            )
+            for given in (parts, [joined(parts)], parts[:1])
+        )
+        assert (found.kind == wanted.kind).all()
+        assert (found.unit == wanted.unit).all()
+        assert found.error == pytest.approx(wanted.error, abs=1e-12)
+        assert found.error[:3] != pytest.approx(alone.error[:3], abs=1e-3), "negative control"
+
+
 # -- the bound ------------------------------------------------------------------------------------
 
 
@@ -361,7 +405,7 @@ def test_many_twins_in_float32_merge_without_loss() -> None:
     covariance = (rows.T @ rows / len(rows)).repeat(2, 2)
     for weighting in (Matrix(weights.T @ weights), Root(weights)):
         problem = Problem(covariance, [weighting] * 2)
-        path = select(problem, merged_price=1.0, single_price=math.inf, limit=problem.size)
+        path = select([problem], merged_price=1.0, single_price=math.inf, limit=problem.size)
         assert path.error[-1] < 1e-9
 
 
@@ -372,13 +416,13 @@ def test_float32_chooses_as_well_and_sees_that_equal_sources_lose_nothing(
     """Half the time, for plans of wide groups."""
     given = samples(seed=2, size=40, decay=1.0)
     exact = given.problem()
-    path = select(exact.in_float32(), merged_price=prices[0], single_price=prices[1], limit=1000)
+    path = select([exact.in_float32()], merged_price=prices[0], single_price=prices[1], limit=1000)
     assert path.error == pytest.approx(choose(given, *prices).error, abs=1e-4)
 
     twins = Samples(given.rows[:, :1].expand(-1, 2, -1), given.weighting)
-    path = select(twins.problem().in_float32(), merged_price=1.0, single_price=INFINITE, limit=40)
+    path = select([twins.problem().in_float32()], merged_price=1.0, single_price=INFINITE, limit=40)
     assert path.error[-1] == 0.0
-    path = select(exact.in_float32(), merged_price=1.0, single_price=INFINITE, limit=40)
+    path = select([exact.in_float32()], merged_price=1.0, single_price=INFINITE, limit=40)
     assert path.error[-1] > 0.0, "negative control: other sources do lose"
 
 
@@ -386,8 +430,8 @@ def test_paths_of_one_kind_are_the_same_beside_paths_of_both() -> None:
     """Without candidates of both kinds smaller matrices do."""
     given = samples(seed=3, size=12).problem()
     pure = ((INFINITE, 1.0), (1.0, INFINITE))
-    alone = select_all(given, pure, limit=24)
-    beside = select_all(given, ((1.0, 1.0), *pure), limit=24)[1:]
+    alone = select_all([given], pure, limit=24)
+    beside = select_all([given], ((1.0, 1.0), *pure), limit=24)[1:]
     for a, b in zip(alone, beside, strict=True):
         assert (a.kind == b.kind).all()
         assert (a.unit == b.unit).all()
@@ -404,7 +448,7 @@ def test_roots_of_what_is_read_give_the_paths_of_the_whole_matrix() -> None:
     def path(weighting: list[Weighting], prices: tuple[float, float]) -> Path:
         merged, single = prices
         problem = Problem(covariance, weighting)
-        return select(problem, merged_price=merged, single_price=single, limit=1000)
+        return select([problem], merged_price=merged, single_price=single, limit=1000)
 
     for prices in ((1.0, 1.0), (1.0, INFINITE), (INFINITE, 1.0)):
         found = path([Root(rows) for rows in roots], prices)

@@ -12,7 +12,7 @@ from torch import nn
 
 import pleas_fx as pf
 from passes import match
-from passes._problems import problem
+from passes._problems import problems
 from passes.groups import groups
 from passes.match import identity_matching, match_activations
 from passes.observe import Point, observe
@@ -138,8 +138,8 @@ def test_places_that_are_the_same_on_all_images_say_nothing() -> None:
     with_it = replace(seen, read={}, made=made)
     without = replace(seen, read={}, made={group.id: seen.points(group.id)})
     matching = identity_matching(symmetry, 2)
-    found, expected = (
-        problem(programs, (symmetry,) * 2, statistics, matching, (group,))
+    (found,), (expected,) = (
+        problems(programs, (symmetry,) * 2, statistics, matching, (group,))
         for statistics in (with_it, without)
     )
     assert torch.equal(found.covariance, expected.covariance)
@@ -164,7 +164,7 @@ def test_wide_groups_match_on_what_is_kept_between_the_sources() -> None:
     assert isinstance(made.moments, Between)
     assert isinstance(read.moments, Moments)
     found = match_activations(programs, symmetry, statistics)
-    planned = problem(programs, (symmetry,) * 2, statistics, found, (group,))
+    (planned,) = problems(programs, (symmetry,) * 2, statistics, found, (group,))
     reader = model[5].weight.detach()
     read_alike = reader.T @ reader / (reader.T @ reader).norm()
     for q in planned.weighting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +19,36 @@ CROWDED = 0.8  # matrices are cut down when fewer of their columns are still can
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One source before anything is chosen; on the CPU."""
+    """One source before anything is chosen; on the CPU, in memory of its own."""
 
     p: Tensor  # (candidates, candidates): their covariance
     m: Tensor  # the upper triangle of P_x Q P_xᵀ, with P_x their covariance with the targets
     ids: Tensor  # numbers of the candidates, ascending
-    total: float  # weighted variance of the targets
+    total: float  # weighted variance of the targets, and of those of other groups in a family
     accuracy: float  # relative, of the covariance
 
 
+@dataclass(frozen=True, slots=True)
 class Workspace:
     """Memory for a source's matrices, used by one path after the other: fresh pages cost more
-    than copying.
+    than copying. ``half`` is shared by all.
     """
 
-    def __init__(self, size: int, dtype: np.dtype[np.floating[Any]]) -> None:
-        self.p, self.m, self._half = (np.empty(size * size, dtype) for _ in range(3))
+    p: FloatArray
+    m: FloatArray
+    half: FloatArray
+
+    @classmethod
+    def like(cls, given: Start, half: FloatArray) -> Workspace:
+        """Beside a start, which stays as it is."""
+        return cls(
+            np.empty(given.p.numel(), half.dtype), np.empty(given.m.numel(), half.dtype), half
+        )
+
+    @classmethod
+    def of(cls, given: Start, half: FloatArray) -> Workspace:
+        """A start's own, which is used up."""
+        return cls(given.p.numpy().reshape(-1), given.m.numpy().reshape(-1), half)
 
     def cut(self, matrix: FloatArray, kept: IntArray, memory: FloatArray) -> FloatArray:
         """Some rows and columns of a matrix, which may lie in the same ``memory``.
@@ -43,7 +56,7 @@ class Workspace:
         Numpy's ``take`` is several times as fast as torch's ``index_select``.
         """
         rows, columns = len(kept), len(matrix)
-        half = self._half[: rows * columns].reshape(rows, columns)
+        half = self.half[: rows * columns].reshape(rows, columns)
         matrix.take(kept, 0, out=half, mode="clip")
         whole = memory[: rows * rows].reshape(rows, rows)
         return half.take(kept, 1, out=whole, mode="clip")
@@ -52,10 +65,13 @@ class Workspace:
 def start(
     p: Tensor, targets: Tensor, weighting: Weighting, ids: Tensor, total: float, accuracy: float
 ) -> Start:
-    """From covariances of the candidates, of n targets with them (n, candidates), and Q (n, n)."""
+    """From covariances of the candidates, of n targets with them (n, candidates), and Q (n, n).
+
+    ``p`` becomes the start's.
+    """
     m = torch.zeros(p.shape, dtype=p.dtype)
     weighting.add_form(m, targets)
-    return Start(p.contiguous(), m, ids, total, accuracy)
+    return Start(p, m, ids, total, accuracy)
 
 
 class Residual:
@@ -73,7 +89,7 @@ class Residual:
         """``allowed``: candidates of ``given``, of so many numbers; ``work`` is no one else's."""
         something = given.total > 0
         self.total = given.total if something else 1.0
-        self.error = 1.0 if something else 0.0
+        self.explained = 0.0
         self.score = np.zeros(numbers)
         self.ids = allowed.numpy()
         self.work = work
@@ -116,7 +132,7 @@ class Residual:
         self.variance[at] = 0.0
         self.v[k], self.a[k] = v, a - removed / 2 * v
         self.pending += 1
-        self.error = max(self.error - removed / self.total, 0.0)
+        self.explained += removed / self.total
         if self.pending == PENDING:
             self._flush()
 
