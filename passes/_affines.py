@@ -11,7 +11,9 @@ from torch import Tensor, fx
 from passes._rows import Rows, mean_rows
 from passes._targets import BATCH_NORMS, ROW_NORMS, UNKNOWNS, layer_scale
 from passes.rewrite import Site
+from pleas_fx.algebra.links import Block, fit_link
 from pleas_fx.algebra.ridge import Gram, Solution, solve
+from pleas_fx.ir import IntArray
 from pleas_fx.lanes import blend
 from pleas_fx.module_tree import attribute
 from pleas_fx.rules.modules import channelwise, running_map
@@ -77,19 +79,37 @@ def _affine(rows: Rows, site: Site, norm: Any) -> Solution:
         if free:
             norm.bias.zero_()
     gram = Gram.zeros(1, 1, (len(site.rows),), prior.device)
-    for k, at in rows.sample(site, UNKNOWNS).items():
-        with torch.inference_mode():
-            y = norm(rows.merged.value(rows.input(site), k))
+    sample = rows.sample(site, UNKNOWNS)
+    made = {k: _by_channel(_normalised(rows, site, norm, k, at)) for k, at in sample.items()}
+    for k, at in sample.items():
         (t,) = rows.targets([site], k, len(at))
-        gram.add(output_rows(norm, y, at).T.unsqueeze(-1), t.T.unsqueeze(-1))
-    solution = solve(
-        gram, prior.view(-1, 1, 1), shift.view(-1, 1), rows.settings.ridge, intercept=free
-    )
+        gram.add(made[k], _by_channel(t))
+    before, ridge = prior.view(-1, 1, 1), rows.settings.ridge
+    solution = solve(gram, before, shift.view(-1, 1), ridge, intercept=free)
+    behind = rows.behind(site)
+    if behind is not None and solution.status == "cholesky":
+        blocks = [
+            Block(made[k], *map(_by_channel, rows.read_behind(site, behind, k, at)))
+            for k, at in sample.items()
+        ]
+        link = behind.link
+        solution = fit_link(gram, solution, before, ridge, lambda: blocks, link, intercept=free)
     with torch.no_grad():
         norm.weight.copy_(solution.weight.reshape(-1))
         if free:
             norm.bias.copy_(solution.bias.reshape(-1))
     return solution
+
+
+def _normalised(rows: Rows, site: Site, norm: Any, batch: int, at: IntArray) -> Tensor:
+    """(rows, channels): without scale and shift, which the norm has none of yet."""
+    with torch.inference_mode():
+        return output_rows(norm, norm(rows.merged.value(rows.input(site), batch)), at)
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    """(channels, rows, 1) from (rows, channels)."""
+    return values.T.unsqueeze(-1)
 
 
 def _bias(norm: Any) -> Tensor | None:

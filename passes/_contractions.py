@@ -6,23 +6,27 @@ over the union of what they read; every lane solves its own part of the normal e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from passes._links import Behind
 from passes._lockstep import require_finite
 from passes._rows import Rows
 from passes.rewrite import Site
 from pleas_fx.algebra.gram import Gram
-from pleas_fx.algebra.ridge import Solution, solve, solve_dual, solve_on
+from pleas_fx.algebra.links import Block, Blocks, fit_link
+from pleas_fx.algebra.ridge import Solution, solve, solve_dual
 from pleas_fx.ir import IntArray
 from pleas_fx.lanes import blend, blend_rows
 from pleas_fx.rules.modules import contraction, is_depthwise, running_map
 from pleas_fx.unfold import from_matrix, input_rows, to_matrix
 
+FEWER = 2  # times the rows of the sums are read in every step through an activation
+HELD = 1 << 26  # numbers of rows that aren't read again for every step
 BLOCK = 8192  # rows added up at a time: adding a wide Gram matrix costs more than few rows
 
 
@@ -153,7 +157,8 @@ def _solve(rows: Rows, together: Sequence[Regression]) -> list[Solution]:
     gram = _gram(rows, together, union, sample)
     if len(together) == 1:
         ridge, intercept = rows.settings.ridge, first.intercept
-        return [solve(gram, first.prior, first.bias, ridge, intercept=intercept)]
+        found = solve(gram, first.prior, first.bias, ridge, intercept=intercept)
+        return [_through(rows, first, gram, first.prior, found)]
     return _from_parts(rows, together, union, gram)
 
 
@@ -164,17 +169,57 @@ def _from_parts(
     for r, columns in zip(together, union.columns, strict=True):
         outputs = torch.arange(at, at + r.outputs)
         at += r.outputs
-        found = solve_on(
-            gram,
-            columns.to(gram.square.device),
-            outputs.to(gram.square.device),
-            r.prior[0],
-            r.bias[0],
-            rows.settings.ridge,
-            intercept=r.intercept,
-        )
-        solutions.append(found)
+        device, ridge = gram.square.device, rows.settings.ridge
+        part = gram.part(columns.to(device), outputs.to(device))
+        found = solve(part, r.prior[0], r.bias[0], ridge, intercept=r.intercept)
+        solutions.append(_through(rows, r, part, r.prior[0], found))
     return solutions
+
+
+def _through(
+    rows: Rows,
+    regression: Regression,
+    gram: Gram,
+    prior: Tensor,
+    start: Solution,
+) -> Solution:
+    """On from the least squares, to what an activation behind the layer passes on."""
+    behind = rows.behind(regression.job.target)
+    if behind is None or start.status not in ("cholesky", "truncated"):
+        return start
+    sample = rows.sample(regression.job.target, regression.unknowns // FEWER)
+    blocks = _reading(rows, regression, behind, sample, prior.dim() == 3)
+    ridge, intercept = rows.settings.ridge, regression.intercept
+    return fit_link(gram, start, prior, ridge, blocks, behind.link, intercept=intercept)
+
+
+def _reading(
+    rows: Rows,
+    regression: Regression,
+    behind: Behind,
+    sample: Mapping[int, IntArray],
+    batched: bool,
+) -> Blocks:
+    """The layer's rows, several batches at a time: ``batched`` with groups as a leading dim."""
+    site = regression.job.target
+    groups, outputs, unknowns = regression.prior.shape
+    every = Union(((0, 0, 0),), (), unknowns)
+
+    def read() -> Iterator[tuple[Tensor, ...]]:
+        for k, at in sample.items():
+            z, _ = _read(rows, [regression], every, k, at)
+            yield (z, *rows.read_behind(site, behind, k, at))
+
+    def blocks() -> Iterator[Block]:
+        for z, *sides in _joined(read()):
+            shaped = [side.reshape(len(z), groups, outputs) for side in sides]
+            found = [part.transpose(0, 1) for part in (z, *shaped)]
+            yield Block(*(found if batched else [part[0] for part in found]))
+
+    if sum(map(len, sample.values())) * groups * unknowns > HELD:
+        return blocks
+    held = list(blocks())
+    return lambda: held
 
 
 def _from_rows(
@@ -211,18 +256,24 @@ def _gram(
 
 def _blocks(
     rows: Rows, together: Sequence[Regression], union: Union, sample: Mapping[int, IntArray]
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, ...]]:
     """The rows of several batches at a time."""
-    held: list[tuple[Tensor, Tensor]] = []
-    for number, (k, at) in enumerate(sample.items(), start=1):
-        held.append(_read(rows, together, union, k, at))
-        if sum(len(z) for z, _ in held) >= BLOCK or number == len(sample):
-            yield held[0] if len(held) == 1 else _joined(held)
-            held.clear()
+    return _joined(_read(rows, together, union, k, at) for k, at in sample.items())
 
 
-def _joined(held: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([z for z, _ in held]), torch.cat([t for _, t in held])
+def _joined(parts: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    held: list[tuple[Tensor, ...]] = []
+    for part in parts:
+        held.append(part)
+        if sum(len(own[0]) for own in held) >= BLOCK:
+            yield _one(held)
+            held = []
+    if held:
+        yield _one(held)
+
+
+def _one(held: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return held[0] if len(held) == 1 else tuple(map(torch.cat, zip(*held, strict=True)))
 
 
 def _read(

@@ -47,6 +47,10 @@ class Store:
         value = self._values[name, batch]
         return torch.from_numpy(np.load(value)) if isinstance(value, Path) else value
 
+    def has(self, name: str, batch: int) -> bool:
+        """Whether a value is kept."""
+        return (name, batch) in self._values
+
     def free(self, name: str, batch: int) -> None:
         """Forget a value."""
         value = self._values.pop((name, batch), None)
@@ -120,6 +124,11 @@ class Network:
         """A node's value on a batch."""
         self._flush()
         return self.store.get(self._key(name), batch)
+
+    def known(self, name: str, batch: int) -> bool:
+        """Whether a node's value is there."""
+        self._flush()
+        return self.store.has(self._key(name), batch)
 
     def _flush(self) -> None:
         """Evaluate what waits, batch by batch; free every value after its last use."""

@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from passes._links import Behind, behind
 from passes._lockstep import Network, require_finite
 from passes._targets import Sampling, Targets, towards_owner
 from passes.rewrite import Rewritten, Site
 from pleas_fx.ir import IntArray, Program, members
+from pleas_fx.unfold import rows_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,48 @@ class Rows:
         if (site.wanted < 0).any():  # logits of other classes aren't to be compared
             return picked
         return towards_owner(picked, mean_rows(values, site.wanted))
+
+    def behind(self, site: Site) -> Behind | None:
+        """The activation behind a site, or behind a sum with it, here and in all sources.
+
+        Outputs are what they are.
+        """
+        found = behind(self.merged.module, self.merged.nodes[site.emitted])
+        if found is None or site.node in self.settings.heads:
+            return None
+        sources = range(len(self.programs))
+        if found.sum is None or all(self.kept.sums_up(s, site.node) for s in sources):
+            return found
+        return None
+
+    def read_behind(
+        self, site: Site, found: Behind, batch: int, at: IntArray
+    ) -> tuple[Tensor, ...]:
+        """(rows, outputs) that the activation is to read; what a sum adds, where there is one.
+
+        While that isn't known here, it is what the sources add.
+        """
+        (own,) = self.targets([site], batch, len(at))
+        if found.other is None:
+            return (own,)
+        asked = np.flatnonzero((site.wanted >= 0).any(0))
+        values = [
+            self.kept.summed(s, site.node, batch, len(at)) if s in asked else None
+            for s in range(len(self.programs))
+        ]
+        wanted = mean_rows(values, site.wanted)
+        beside = self._beside(site, found.other.name, batch, at)
+        return wanted, wanted - own if beside is None else beside
+
+    def _beside(self, site: Site, name: str, batch: int, at: IntArray) -> Tensor | None:
+        """A value of the merged network at a site's positions, where it is there already."""
+        if not self.merged.known(name, batch):
+            return None
+        value, shape = self.merged.value(name, batch), self.shape(site, batch)
+        channel = self.kept.places[site.node].channel % len(shape)
+        if value.shape != (*shape[:channel], len(site.rows), *shape[channel + 1 :]):
+            return None
+        return rows_at(value.movedim(channel, -1), 1, at)
 
     def lacking(self, site: Site, batch: int) -> npt.NDArray[np.bool_]:
         """Outputs that the batch's owner hasn't got, where it has others of this layer."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from passes._links import behind
 from passes._lockstep import Batch, Store
 from pleas_fx.algebra.moments import at_least_float32
 from pleas_fx.extract import Runner
@@ -82,6 +83,7 @@ class Targets:
         self.sampling, self.store = sampling, store
         self.places = _places(program)
         self.fused = set(fused_pairs(program.module))
+        self.sums = _sums(program.module, self.places.keys() - self.fused)
         self._number = {n.name: k for k, n in enumerate(program.module.graph.nodes)}
         self._drawn: dict[tuple[str, int], IntArray] = {}  # positions, in the order drawn
         self._shapes: dict[tuple[str, int], torch.Size] = {}
@@ -96,6 +98,7 @@ class Targets:
         """Keep a sample of a value, unless a norm behind it is what will be asked for."""
         if node not in self.fused:
             self._keep(source, batch, node, value)
+        self._keep_sums(source, batch, node, value, self.places)
 
     def complete(
         self, nodes: Collection[str], programs: Sequence[Program], batches: Sequence[Batch]
@@ -111,6 +114,7 @@ class Targets:
                     def see(node: fx.Node, value: Any, s: int = s, k: int = k) -> None:
                         if node.name in missing:
                             self._keep(s, k, node.name, value)
+                        self._keep_sums(s, k, node.name, value, missing)
 
                     Runner(programs[s].module, see).run(*batch)
 
@@ -129,8 +133,20 @@ class Targets:
 
     def rows(self, source: int, node: str, batch: int, rows: int) -> Tensor:
         """(rows, channels) of a source at the positions :meth:`at` gives for the same number."""
+        return self._first(_key(source, node), node, batch, rows)
+
+    def summed(self, source: int, node: str, batch: int, rows: int) -> Tensor:
+        """The same of the sum with a node that an activation reads; see :meth:`sums_up`."""
+        return self._first(_sum_key(source, node), node, batch, rows)
+
+    def sums_up(self, source: int, node: str) -> bool:
+        """Whether sums with a node were kept."""
+        batches = range(len(self.sampling.owners))
+        return all(self.store.has(_sum_key(source, node), k) for k in batches)
+
+    def _first(self, key: str, node: str, batch: int, rows: int) -> Tensor:
         drawn = self._drawn[node, batch]
-        value: Tensor = self.store.get(_key(source, node), batch)
+        value: Tensor = self.store.get(key, batch)
         if rows >= len(drawn):
             return value
         rank = np.argsort(drawn, kind="stable")  # values lie in the order of positions
@@ -148,6 +164,21 @@ class Targets:
             self._shapes[node, batch] = value.shape
         at = np.sort(self._drawn[node, batch])
         self.store.put(_key(source, node), batch, rows_at(value.movedim(place.channel, -1), 1, at))
+
+    def _keep_sums(
+        self, source: int, batch: int, node: str, value: Any, among: Collection[str]
+    ) -> None:
+        """At the positions of its terms, where those have its shape."""
+        for term in self.sums.get(node, ()):
+            at = self._drawn.get((term, batch))
+            if term not in among or at is None:
+                continue
+            shape = self._shapes[term, batch]
+            channel = self.places[term].channel % len(shape)
+            width = self.store.get(_key(source, term), batch).shape[1]
+            if value.shape == (*shape[:channel], width, *shape[channel + 1 :]):
+                kept = rows_at(value.movedim(channel, -1), 1, np.sort(at))
+                self.store.put(_sum_key(source, term), batch, kept)
 
 
 def _shares(value: Tensor, channel: int) -> FloatArray:
@@ -179,6 +210,20 @@ def _draw(rng: np.random.Generator, shares: FloatArray, count: int) -> IntArray:
 
 def _key(source: int, node: str) -> str:
     return f"source{source}:{node}"
+
+
+def _sum_key(source: int, node: str) -> str:
+    return f"source{source}:sum with {node}"
+
+
+def _sums(module: fx.GraphModule, layers: Collection[str]) -> dict[str, list[str]]:
+    """Sums that activations read, with the layers among their terms."""
+    found: dict[str, list[str]] = {}
+    for node in module.graph.nodes:
+        next_to = behind(module, node) if node.name in layers else None
+        if next_to is not None and next_to.sum is not None:
+            found.setdefault(next_to.sum.name, []).append(node.name)
+    return found
 
 
 def fused_pairs(module: fx.GraphModule) -> dict[str, str]:

@@ -181,6 +181,8 @@ def _runs(labels: IntArray) -> IntArray:
     if labels.size < MANY:
         return labels
     rows = labels.reshape(-1, labels.shape[-1])
+    if len(rows) == 1 or (rows[0] != rows[1]).any():  # no run, or none as long as the others
+        return labels
     starts = np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1
     lengths = np.diff(starts, prepend=0, append=len(rows))
     return rows[np.append(0, starts)] if (lengths == lengths[0]).all() else labels

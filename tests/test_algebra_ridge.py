@@ -16,7 +16,6 @@ from pleas_fx.algebra.ridge import (
     per_channel,
     solve,
     solve_dual,
-    solve_on,
 )
 
 ROWS, INPUTS, OUTPUTS = 90, 7, 3
@@ -382,7 +381,7 @@ def test_solving_on_a_part_is_solving_without_the_rest() -> None:
     columns, outputs = torch.tensor([5, 0, 3]), torch.tensor([2, 0])
     prior, bias = given.prior[outputs][:, columns], given.prior_bias[outputs]
     alone = Case(given.z[:, columns], given.t[:, outputs], prior, bias)
-    found = solve_on(given.gram, columns, outputs, prior, bias, RIDGE)
+    found = solve(given.gram.part(columns, outputs), prior, bias, RIDGE)
     assert distance(found.weight, penalised(alone, RIDGE)[0]) < TIGHT
     everything = solve(given.gram, given.prior, given.prior_bias, RIDGE)
     assert distance(found.weight, everything.weight[outputs][:, columns]) > 1e-2

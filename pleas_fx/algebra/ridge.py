@@ -18,7 +18,16 @@ from pleas_fx.algebra.gram import Central, ChannelGram, Gram, outer
 from pleas_fx.algebra.moments import at_least_float32
 from pleas_fx.algebra.products import square
 
-__all__ = ["ChannelGram", "Gram", "Solution", "per_channel", "solve", "solve_dual", "solve_on"]
+__all__ = [
+    "ChannelGram",
+    "Gram",
+    "Solution",
+    "System",
+    "about",
+    "per_channel",
+    "solve",
+    "solve_dual",
+]
 
 # "empty": no rows, so the prior; "truncated": too ill conditioned for Cholesky, so the prior in
 # the directions that the rows don't determine (more rows or a larger ridge make it "cholesky").
@@ -56,7 +65,7 @@ class Solution:
         return torch.where(self.variance > 0, share, 0.0)
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """How a system was solved: the last fields of a solution."""
 
     condition: float
@@ -64,7 +73,7 @@ class _Found(NamedTuple):
     status: Status
 
 
-_KEPT = _Found(1.0, 0, "prior")
+_KEPT = Found(1.0, 0, "prior")
 
 
 def solve(
@@ -78,7 +87,7 @@ def solve(
     if gram.rows == 0:
         return _empty(prior, prior_bias)
     c = gram.central()
-    zz, zt, tt = (c.zz, c.zt, c.tt) if intercept else _about(c, prior_bias)
+    zz, zt, tt = (c.zz, c.zt, c.tt) if intercept else about(c, prior_bias)
     seen = prior @ zz
     power = (seen * prior).sum(-1)
     start = tt - 2 * (prior * zt.mT).sum(-1) + power
@@ -88,11 +97,12 @@ def solve(
         level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
         missing = zt.mT - seen
         damping = ridge * level
-        system, step = _invert(zz, damping, missing.mT, gram.eps)
-        change = _product(system, zz, damping, step, missing)
+        system = System(zz, damping, gram.eps)
+        step = system.solve(missing.mT)
+        change = _product(system.found, zz, damping, step, missing)
         gain = 2 * (step * missing).sum(-1) - (step * change).sum(-1)
         if not _is_exact(gain, moment, gram.eps):  # else it would fit rounding
-            found, difference, left = system, step, start - gain
+            found, difference, left = system.found, step, start - gain
             power = power + (step * (2 * seen + change)).sum(-1)
     weight = prior + difference
     mean = (weight @ c.z.unsqueeze(-1)).squeeze(-1)
@@ -100,20 +110,6 @@ def solve(
     spread = power if intercept else power - mean.square()
     left, spread = left.clamp_min(0), spread.clamp_min(0)
     return Solution(weight, bias, left, c.tt, mean, spread, gram.rows, *found)
-
-
-def solve_on(
-    gram: Gram,
-    columns: Tensor,
-    outputs: Tensor,
-    prior: Tensor,
-    prior_bias: Tensor,
-    ridge: float,
-    *,
-    intercept: bool = True,
-) -> Solution:
-    """Solve for some outputs over some inputs; ``prior`` is (outputs, columns), as the result."""
-    return solve(gram.part(columns, outputs), prior, prior_bias, ridge, intercept=intercept)
 
 
 def per_channel(
@@ -159,7 +155,7 @@ def solve_dual(
 
 def _from_rows(
     centred: Tensor, left: Tensor, ridge: float, intercept: bool
-) -> tuple[_Found, Tensor, Tensor]:
+) -> tuple[Found, Tensor, Tensor]:
     """Difference to the prior (m, k) and what it leaves of ``left`` (m,), by the rows' kernel."""
     rows, unknowns = centred.shape
     kernel = square(centred.T).div_(rows)
@@ -167,7 +163,8 @@ def _from_rows(
     if intercept:  # a constant is in no column: lift it, which changes no solution
         left = left - left.mean(0)
         kernel = kernel + kernel.diagonal().mean() / rows
-    found, solved = _invert(kernel, damping, left, torch.finfo(centred.dtype).eps)
+    system = System(kernel, damping, torch.finfo(centred.dtype).eps)
+    found, solved = system.found, system.solve(left)
     difference = (solved / rows).to(centred) @ centred
     remaining = left - (centred @ difference.T).double()
     rank = min(max(found.rank - int(intercept), 0), unknowns)
@@ -186,49 +183,60 @@ def _shift(bias: Tensor, prior: Tensor, moment: Tensor, eps: float) -> Tensor:
 
 def _empty(prior: Tensor, prior_bias: Tensor) -> Solution:
     nothing = torch.zeros_like(prior_bias)
-    empty = _Found(float("nan"), 0, "empty")
+    empty = Found(float("nan"), 0, "empty")
     return Solution(prior, prior_bias, nothing, nothing, nothing, nothing, 0, *empty)
 
 
-def _about(c: Central, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Second moments of z about zero and of t about a given bias."""
+def about(c: Central, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Second moments of z about zero, and of z and t about zero and a given bias."""
     offset = c.t - bias
     return c.zz + outer(c.z, c.z), c.zt + outer(c.z, offset), c.tt + offset.square()
 
 
-def _invert(matrix: Tensor, damping: Tensor, right: Tensor, eps: float) -> tuple[_Found, Tensor]:
-    """((matrix (…, k, k) + damping (…))⁻¹ right)ᵀ; ``eps``: relative accuracy of the matrix.
+class System:
+    """(matrix (…, k, k) + damping (…)), to be solved for several right sides.
 
-    The share of a column's variance that the columns before it leave (the squared pivot over the
-    diagonal) doesn't depend on scales; below ``4 eps`` it is rounding, and Cholesky's result is
-    replaced by a truncated eigendecomposition.
+    ``eps``: relative accuracy of the matrix. The share of a column's variance that the columns
+    before it leave (the squared pivot over the diagonal) doesn't depend on scales; below ``4 eps``
+    it is rounding, and Cholesky's factor is replaced by a truncated eigendecomposition.
     """
-    size = matrix.shape[-1]
-    # A matrix of zeros needs some positive damping to be factored; its right side is zero too.
-    floor = torch.where(matrix.diagonal(dim1=-2, dim2=-1).amax(-1) > 0, 0.0, 1.0)
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    own = diagonal.clone()
-    diagonal.add_((damping + floor).unsqueeze(-1))  # in place: a copy of a wide matrix is slow
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    shares = pivots / diagonal
-    diagonal.copy_(own)
-    tolerance = 4 * max(eps, size * torch.finfo(torch.float64).eps)
-    good = (info == 0) & (shares.amin(-1) > tolerance)
-    empty = bool((floor > 0).any())
-    if bool(good.all()):
-        condition = float((pivots.amax(-1) / pivots.amin(-1)).max())
-        rank = 0 if empty else size
-        half = torch.linalg.solve_triangular(factor, right, upper=False)
-        return (
-            _Found(condition, rank, "cholesky"),
-            torch.linalg.solve_triangular(factor.mT, half, upper=True).mT,
-        )
-    return _truncated(matrix, damping, right, tolerance)
+
+    __slots__ = ("_left", "_right", "found")
+    found: Found
+    _left: Tensor  # Cholesky's factor; or, with ``_right``, the inverse as a product
+    _right: Tensor | None
+
+    def __init__(self, matrix: Tensor, damping: Tensor, eps: float) -> None:
+        size = matrix.shape[-1]
+        # A matrix of zeros needs some positive damping to be factored; its right side is zero too.
+        floor = torch.where(matrix.diagonal(dim1=-2, dim2=-1).amax(-1) > 0, 0.0, 1.0)
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        own = diagonal.clone()
+        diagonal.add_((damping + floor).unsqueeze(-1))  # in place: a copy of a wide one is slow
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+        shares = pivots / diagonal
+        diagonal.copy_(own)
+        tolerance = 4 * max(eps, size * torch.finfo(torch.float64).eps)
+        if bool(((info == 0) & (shares.amin(-1) > tolerance)).all()):
+            condition = float((pivots.amax(-1) / pivots.amin(-1)).max())
+            rank = 0 if bool((floor > 0).any()) else size
+            self.found, self._left, self._right = Found(condition, rank, "cholesky"), factor, None
+        else:
+            self.found, self._left, self._right = _truncated(matrix, damping, tolerance)
+
+    def solve(self, right: Tensor) -> Tensor:
+        """The inverse times ``right`` (…, k, m), transposed: (…, m, k)."""
+        if self._right is not None:
+            solved = self._left @ (self._right @ right)
+        else:
+            half = torch.linalg.solve_triangular(self._left, right, upper=False)
+            solved = torch.linalg.solve_triangular(self._left.mT, half, upper=True)
+        return solved.mT
 
 
 def _product(
-    found: _Found, matrix: Tensor, damping: Tensor, difference: Tensor, missing: Tensor
+    found: Found, matrix: Tensor, damping: Tensor, difference: Tensor, missing: Tensor
 ) -> Tensor:
     """``difference @ matrix``: what a solution that leaves nothing says about itself."""
     if found.status == "cholesky":
@@ -236,16 +244,16 @@ def _product(
     return difference @ matrix
 
 
-def _truncated(
-    matrix: Tensor, damping: Tensor, right: Tensor, tolerance: float
-) -> tuple[_Found, Tensor]:
-    """Nothing along eigenvectors whose eigenvalue is below ``tolerance`` times the largest."""
+def _truncated(matrix: Tensor, damping: Tensor, tolerance: float) -> tuple[Found, Tensor, Tensor]:
+    """The inverse as a product of two: nothing along eigenvectors whose eigenvalue is below
+    ``tolerance`` times the largest.
+    """
     values, vectors = torch.linalg.eigh(matrix)
     top = values.amax(-1, keepdim=True).clamp_min(1e-300)
     keep = values > tolerance * top
     damped = (values + damping.unsqueeze(-1)).clamp_min(1e-300)
     scale = torch.where(keep, 1 / damped, 0.0)
-    result = vectors @ (scale.unsqueeze(-1) * (vectors.mT @ right))
     least = torch.where(keep, damped, torch.inf).amin(-1)
     condition = float((damped.amax(-1) / least).max())
-    return _Found(condition, int(keep.sum(-1).min()), "truncated"), result.mT
+    found = Found(condition, int(keep.sum(-1).min()), "truncated")
+    return found, vectors * scale.unsqueeze(-2), vectors.mT

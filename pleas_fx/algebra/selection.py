@@ -259,7 +259,8 @@ class _Group:
 
     def by_unit(self) -> FloatArray:
         """(sources, 2, units): what every single and merged unit would remove."""
-        return self.gains.reshape(len(self.gains), 2, self.units, self.unit).sum(-1)
+        tiles: FloatArray = self.gains.reshape(len(self.gains), 2, self.units, self.unit)
+        return np.asarray(tiles.sum(-1))
 
     def take(self, kind: int, unit: int) -> None:
         """Deflate every source that can read the unit."""
