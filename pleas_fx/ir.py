@@ -266,7 +266,9 @@ class LayerFit:
     """How well one layer of the merged network was fitted."""
 
     name: str
-    residual: float  # unexplained share of the target's variance; NaN when nothing was fitted
+    # Unexplained share of the target's variance, behind the activation that reads the layer where
+    # one alone does; NaN when nothing was fitted.
+    residual: float
     rows: int
     unknowns: int
     condition: float

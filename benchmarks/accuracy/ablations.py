@@ -34,6 +34,7 @@ from passes.match import match_weights
 from passes.rewrite import Rewritten, Site, rewrite
 from pleas_fx import budget, candidates, compiler, contest
 from pleas_fx import options as weighing
+from pleas_fx.algebra import links
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
 from pleas_fx.compiler import compile_models
@@ -290,6 +291,10 @@ _ALL = (
     *(
         _constant("owner", "outputs: {} of the owner's, else the mean's", _targets, "OWNER", v)
         for v in (1.0, 0.75, 0.25, 0.0)
+    ),
+    *(
+        _constant("links", "steps to what activations pass on: {}", links, "STEPS", v)
+        for v in (0, 2, 32)
     ),
     *(
         _constant("unusual", "rows: {} of them drawn by their distance", _targets, "UNUSUAL", v)
