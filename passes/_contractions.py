@@ -25,6 +25,7 @@ from pleas_fx.lanes import blend, blend_rows
 from pleas_fx.rules.modules import contraction, is_depthwise, running_map
 from pleas_fx.unfold import from_matrix, input_rows, to_matrix
 
+ENOUGH = 0.003  # of a target left by least squares: an activation has nothing to hide then
 FEWER = 2  # times the rows of the sums are read in every step through an activation
 HELD = 1 << 26  # numbers of rows that aren't read again for every step
 BLOCK = 8192  # rows added up at a time: adding a wide Gram matrix costs more than few rows
@@ -185,7 +186,7 @@ def _through(
 ) -> Solution:
     """On from the least squares, to what an activation behind the layer passes on."""
     behind = rows.behind(regression.job.target)
-    if behind is None or start.status not in ("cholesky", "truncated"):
+    if behind is None or start.status not in ("cholesky", "truncated") or start.residual < ENOUGH:
         return start
     sample = rows.sample(regression.job.target, regression.unknowns // FEWER)
     blocks = _reading(rows, regression, behind, sample, prior.dim() == 3)
