@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,7 +52,18 @@ def _activated(module: fx.GraphModule, node: fx.Node) -> Link | None:
     (user,) = found.values()
     slope = slope_of(_name(module, user))
     assert slope is not None
-    return Link(partial(_passed, module, user), slope)
+    passed = partial(_passed, module, user)
+    return Link(passed, slope) if _by_number(passed) else None
+
+
+def _by_number(passed: Callable[[Tensor], Tensor]) -> bool:
+    """Whether every number counts by itself: somebody's own operator may have a known name."""
+    some = torch.linspace(-3, 3, 6).reshape(2, 3)
+    try:
+        found, each = passed(some), passed(some.reshape(6, 1))
+        return found.shape == some.shape and torch.allclose(found.reshape(6, 1), each)
+    except Exception:  # noqa: BLE001 (it takes other shapes only)
+        return False
 
 
 def _passed(module: fx.GraphModule, user: fx.Node, values: Tensor) -> Tensor:

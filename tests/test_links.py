@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import pleas_fx as pf
 from fixtures.load import calibration_0_4, calibration_5_9, sources, test_set
@@ -221,6 +221,32 @@ def found_behind(tail: Callable[[Tensor, Tensor], object]) -> str | None:
 def test_activations_are_found(tail: Callable[[Tensor, Tensor], object], what: str | None) -> None:
     """Only where nothing else reads the layer, or its sum with another value."""
     assert found_behind(tail) == what
+
+
+class ReLU(nn.Module):
+    """Somebody's own: it takes images only, or looks at its neighbours."""
+
+    def __init__(self, images: bool) -> None:
+        super().__init__()
+        self.images = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Not by number."""
+        if self.images:
+            batch, channels, height, width = x.shape
+            return x.relu().reshape(batch, channels, height, width)
+        return x.relu() - x.relu().mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_what_only_has_the_name_of_an_activation_is_none(images: bool) -> None:
+    """The control is torch's own, in the same graph."""
+    for activation, found in ((ReLU(images), False), (nn.ReLU(), True)):
+        root = nn.Sequential(nn.Conv2d(3, 3, 1), activation)
+        graph = fx.Graph()
+        layer = graph.call_module("0", (graph.placeholder("x"),))
+        graph.output(graph.call_module("1", (layer,)))
+        assert (behind(fx.GraphModule(root, graph), layer) is not None) == found
 
 
 def test_an_activation_that_writes_to_its_input_leaves_what_is_kept() -> None:
