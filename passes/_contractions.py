@@ -208,7 +208,7 @@ def _reading(
 
     def read() -> Iterator[tuple[Tensor, ...]]:
         for k, at in sample.items():
-            z, _ = _read(rows, [regression], every, k, at)
+            z = _inputs(rows, [regression], every, k, at)
             yield (z, *rows.read_behind(site, behind, k, at))
 
     def blocks() -> Iterator[Block]:
@@ -281,8 +281,16 @@ def _read(
     rows: Rows, together: Sequence[Regression], union: Union, batch: int, at: IntArray
 ) -> tuple[Tensor, Tensor]:
     """(rows, groups, unknowns), (rows, outputs of all layers)."""
-    sites = [r.job.target for r in together]
-    shape = rows.shape(sites[0], batch)
+    z = _inputs(rows, together, union, batch, at)
+    targets = rows.targets([r.job.target for r in together], batch, len(at))
+    return z, targets[0] if len(targets) == 1 else torch.cat(targets, 1)
+
+
+def _inputs(
+    rows: Rows, together: Sequence[Regression], union: Union, batch: int, at: IntArray
+) -> Tensor:
+    """(rows, groups, unknowns)."""
+    shape = rows.shape(together[0].job.target, batch)
     pieces = []
     for k, start, channels in union.slices:
         r = together[k]
@@ -294,8 +302,7 @@ def _read(
         pieces.append(input_rows(r.layer, x, shape, at))
     z = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
     require_finite(z, batch, together[0].job.site.node)
-    targets = rows.targets(sites, batch, len(at))
-    return z, targets[0] if len(targets) == 1 else torch.cat(targets, 1)
+    return z
 
 
 # -- weights ---------------------------------------------------------------------------------------
