@@ -92,8 +92,7 @@ def _affine(rows: Rows, site: Site, norm: Any) -> Solution:
             Block(made[k], *map(_by_channel, rows.read_behind(site, behind, k, at)))
             for k, at in sample.items()
         ]
-        link = behind.link
-        solution = fit_link(gram, solution, before, ridge, lambda: blocks, link, intercept=free)
+        solution = fit_link(gram, solution, before, lambda: blocks, behind.link, intercept=free)
     with torch.no_grad():
         norm.weight.copy_(solution.weight.reshape(-1))
         if free:

@@ -7,7 +7,7 @@ over the union of what they read; every lane solves its own part of the normal e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -186,12 +186,13 @@ def _through(
 ) -> Solution:
     """On from the least squares, to what an activation behind the layer passes on."""
     behind = rows.behind(regression.job.target)
-    if behind is None or start.status not in ("cholesky", "truncated") or start.residual < ENOUGH:
-        return start
-    sample = rows.sample(regression.job.target, regression.unknowns // FEWER)
-    blocks = _reading(rows, regression, behind, sample, prior.dim() == 3)
-    ridge, intercept = rows.settings.ridge, regression.intercept
-    return fit_link(gram, start, prior, ridge, blocks, behind.link, intercept=intercept)
+    found = start
+    if behind is not None and start.system is not None and start.residual >= ENOUGH:
+        sample = rows.sample(regression.job.target, regression.unknowns // FEWER)
+        blocks = _reading(rows, regression, behind, sample, prior.dim() == 3)
+        link, intercept = behind.link, regression.intercept
+        found = fit_link(gram, start, prior, blocks, link, intercept=intercept)
+    return replace(found, system=None)  # as large as the sums
 
 
 def _reading(

@@ -59,7 +59,7 @@ def fitted(link: Link, beside: bool) -> tuple[Solution, Solution]:
     """The least squares, and what the link makes of them."""
     gram, block, prior = rows(beside)
     start = solve(gram, prior, torch.zeros(GROUPS, OUTPUTS), RIDGE)
-    return start, fit_link(gram, start, prior, RIDGE, lambda: [block], link)
+    return start, fit_link(gram, start, prior, lambda: [block], link)
 
 
 def planted(name: str, beside: bool) -> tuple[Gram, Block, Tensor]:
@@ -93,7 +93,7 @@ def test_planted_weights_are_found_although_what_is_cut_off_is_wrong(
     gram, block, weight = planted(name, beside)
     nothing = torch.zeros_like(weight)
     start = solve(gram, nothing, nothing[..., 0], 1e-12, intercept=intercept)
-    found = fit_link(gram, start, nothing, 1e-12, lambda: [block], LINKS[name], intercept=intercept)
+    found = fit_link(gram, start, nothing, lambda: [block], LINKS[name], intercept=intercept)
     assert float((found.weight - weight).abs().max()) < 1e-6
     assert float((start.weight - weight).abs().max()) > 1.0, "negative control"
 
@@ -103,8 +103,11 @@ def test_steps_go_to_where_nothing_pulls(name: str) -> None:
     """Plain steps end at the optimum: the slope of what is minimised is zero there."""
     gram, block, prior = rows(False)
     link = LINKS[name]
-    steps = links._Steps.of(gram, prior, RIDGE, link.slope, True)
-    at = links._Map(prior, torch.zeros(GROUPS, OUTPUTS, dtype=torch.float64))
+    nothing = torch.zeros(GROUPS, OUTPUTS, dtype=torch.float64)
+    system = solve(gram, prior, nothing, RIDGE).system
+    assert system is not None
+    steps = links._Steps(system, prior, gram.centre, link.slope, True)
+    at = links._Map(prior, nothing)
     moved = []
     for _ in range(4000):
         further = steps.taken(at, links._seen(at, [block], link))
@@ -160,7 +163,7 @@ def test_what_is_cut_off_on_both_sides_is_worth_nothing() -> None:
     gram.add(z, wanted)
     prior = torch.full((1, 1, 1), -1.0)
     start = solve(gram, prior, torch.zeros(1, 1), 1e-6)
-    found = fit_link(gram, start, prior, 1e-6, lambda: [Block(z, wanted)], LINKS["relu"])
+    found = fit_link(gram, start, prior, lambda: [Block(z, wanted)], LINKS["relu"])
     assert start.residual > 1e-4
     assert found.unexplained.max() == 0
     assert torch.equal(found.weight, start.weight)

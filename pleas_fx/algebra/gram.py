@@ -140,6 +140,11 @@ class Gram:
         return Central(zz, zt, tt, z + self.z_shift, t + self.t_shift)
 
     @property
+    def centre(self) -> Tensor:
+        """(…, k): the mean of z."""
+        return self.z_sum / max(self.rows, 1) + self.z_shift
+
+    @property
     def z(self) -> Tensor:
         """(…, k): Σ z."""
         return self.z_sum + self.rows * self.z_shift

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pleas_fx.algebra.gram import Gram
-from pleas_fx.algebra.ridge import Solution, System, about
+from pleas_fx.algebra.ridge import Solution, System
 
 STEPS = 8  # docs/decisions/2026-11-30-links.md
 WORTH = 0.002  # of what is left: a step that brings less is the last
@@ -51,18 +51,20 @@ def fit_link(
     gram: Gram,
     start: Solution,
     prior: Tensor,
-    ridge: float,
     blocks: Blocks,
     link: Link,
     *,
     intercept: bool = True,
 ) -> Solution:
-    """From the least squares ``start`` of ``gram`` towards ``prior`` (…, m, k).
+    """From the least squares ``start`` of ``gram`` towards ``prior`` (…, m, k), if it solved any.
 
     ``blocks``: the rows of the sums, or some of them. What is unexplained, and of what, is then
     told of φ's values. An output's weights are the start's where no others are better.
     """
-    steps = _Steps.of(gram, prior.double(), ridge, link.slope, intercept)
+    if start.system is None:
+        return start
+    centre = gram.centre if intercept else torch.zeros_like(gram.centre)
+    steps = _Steps(start.system, prior.double(), centre, link.slope, intercept)
     before = _Map(start.weight.double(), start.bias.double())
     probe, momentum = before, 1.0
     first = best = seen = _seen(probe, blocks(), link)
@@ -154,24 +156,15 @@ class _Steps:
     """What all steps share."""
 
     system: System
-    damping: Tensor
     prior: Tensor
     centre: Tensor  # (…, k): what the inputs are taken about
     slope: float
     intercept: bool
 
-    @classmethod
-    def of(cls, gram: Gram, prior: Tensor, ridge: float, slope: float, intercept: bool) -> _Steps:
-        c = gram.central()
-        zz = c.zz if intercept else about(c, torch.zeros_like(c.t))[0]
-        damping = ridge * zz.diagonal(dim1=-2, dim2=-1).mean(-1)
-        centre = c.z if intercept else torch.zeros_like(c.z)
-        return cls(System(zz, damping, gram.eps), damping, prior, centre, slope, intercept)
-
     def taken(self, at: _Map, seen: _Seen) -> _Map:
         """One least-squares problem further than ``at``, where so much is missing."""
         about_centre = seen.products - self.centre.unsqueeze(-1) * seen.missing.unsqueeze(-2)
-        pull = self.damping.unsqueeze(-1).unsqueeze(-1) * (self.prior - at.weight)
+        pull = self.system.damping.unsqueeze(-1).unsqueeze(-1) * (self.prior - at.weight)
         change = self.system.solve(about_centre / self.slope + pull.mT)
         if not self.intercept:
             return _Map(at.weight + change, at.bias)

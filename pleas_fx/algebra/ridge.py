@@ -23,7 +23,6 @@ __all__ = [
     "Gram",
     "Solution",
     "System",
-    "about",
     "per_channel",
     "solve",
     "solve_dual",
@@ -49,6 +48,7 @@ class Solution:
     condition: float  # estimate for the damped system, the worst of a batch
     rank: int  # of the damped system, the least of a batch
     status: Status
+    system: System | None = None  # for who goes on from here
 
     @property
     def residual(self) -> float:
@@ -87,12 +87,12 @@ def solve(
     if gram.rows == 0:
         return _empty(prior, prior_bias)
     c = gram.central()
-    zz, zt, tt = (c.zz, c.zt, c.tt) if intercept else about(c, prior_bias)
+    zz, zt, tt = (c.zz, c.zt, c.tt) if intercept else _about(c, prior_bias)
     seen = prior @ zz
     power = (seen * prior).sum(-1)
     start = tt - 2 * (prior * zt.mT).sum(-1) + power
     moment = c.tt + c.t.square()
-    found, difference, left = _KEPT, torch.zeros_like(prior), start
+    found, difference, left, kept = _KEPT, torch.zeros_like(prior), start, None
     if not _is_exact(start, moment, gram.eps):
         level = zz.diagonal(dim1=-2, dim2=-1).mean(-1)
         missing = zt.mT - seen
@@ -102,14 +102,14 @@ def solve(
         change = _product(system.found, zz, damping, step, missing)
         gain = 2 * (step * missing).sum(-1) - (step * change).sum(-1)
         if not _is_exact(gain, moment, gram.eps):  # else it would fit rounding
-            found, difference, left = system.found, step, start - gain
+            found, difference, left, kept = system.found, step, start - gain, system
             power = power + (step * (2 * seen + change)).sum(-1)
     weight = prior + difference
     mean = (weight @ c.z.unsqueeze(-1)).squeeze(-1)
     bias = _shift(c.t - mean, prior_bias, moment, gram.eps) if intercept else prior_bias
     spread = power if intercept else power - mean.square()
     left, spread = left.clamp_min(0), spread.clamp_min(0)
-    return Solution(weight, bias, left, c.tt, mean, spread, gram.rows, *found)
+    return Solution(weight, bias, left, c.tt, mean, spread, gram.rows, *found, kept)
 
 
 def per_channel(
@@ -187,8 +187,8 @@ def _empty(prior: Tensor, prior_bias: Tensor) -> Solution:
     return Solution(prior, prior_bias, nothing, nothing, nothing, nothing, 0, *empty)
 
 
-def about(c: Central, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Second moments of z about zero, and of z and t about zero and a given bias."""
+def _about(c: Central, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Second moments of z about zero and of t about a given bias."""
     offset = c.t - bias
     return c.zz + outer(c.z, c.z), c.zt + outer(c.z, offset), c.tt + offset.square()
 
@@ -201,13 +201,14 @@ class System:
     it is rounding, and Cholesky's factor is replaced by a truncated eigendecomposition.
     """
 
-    __slots__ = ("_left", "_right", "found")
+    __slots__ = ("_left", "_right", "damping", "found")
+    damping: Tensor
     found: Found
     _left: Tensor  # Cholesky's factor; or, with ``_right``, the inverse as a product
     _right: Tensor | None
 
     def __init__(self, matrix: Tensor, damping: Tensor, eps: float) -> None:
-        size = matrix.shape[-1]
+        self.damping, size = damping, matrix.shape[-1]
         # A matrix of zeros needs some positive damping to be factored; its right side is zero too.
         floor = torch.where(matrix.diagonal(dim1=-2, dim2=-1).amax(-1) > 0, 0.0, 1.0)
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
