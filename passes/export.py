@@ -1,7 +1,8 @@
 """Write a network as ONNX and prove that the file computes the same.
 
-torch.export's exporter comes first, the older TorchScript exporter where that one fails. A file
-reaches its place only after onnx.checker and a comparison with ONNX Runtime.
+torch.export's exporter comes first, the older TorchScript exporter where that one fails, then the
+first one without its optimiser, which may leave out what it still reads. A file reaches its place
+only after onnx.checker and a comparison with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import onnx
@@ -159,7 +160,7 @@ class _Flat(nn.Module):
 Exporter = Callable[[_Job, Inputs, Path], None]
 
 
-def _by_program(job: _Job, inputs: Inputs, path: Path) -> None:
+def _by_program(job: _Job, inputs: Inputs, path: Path, optimize: bool = True) -> None:
     """torch.export: reads the graph symbolically, so sizes of the example can't stick."""
     batch = torch.export.Dim("batch")
     dynamic = tuple({0: batch} if x.dim() else {} for x in inputs)
@@ -174,6 +175,7 @@ def _by_program(job: _Job, inputs: Inputs, path: Path) -> None:
         opset_version=OPSET,
         dynamo=True,
         external_data=_bytes(job.network) > SINGLE_FILE,
+        optimize=optimize,
         verbose=False,
     )
 
@@ -197,6 +199,7 @@ def _by_script(job: _Job, inputs: Inputs, path: Path) -> None:
 EXPORTERS: tuple[tuple[str, Exporter], ...] = (
     ("torch.export", _by_program),
     ("TorchScript", _by_script),
+    ("torch.export, not optimised", partial(_by_program, optimize=False)),
 )
 
 

@@ -22,7 +22,7 @@ from tests.randomise import seeded
 from tests.results import Merged
 
 QUICK = "narrow_resnet channel_shuffle detector unet_transposed cnn3d two_inputs".split()
-BY_PROGRAM, BY_SCRIPT = export.EXPORTERS
+BY_PROGRAM, BY_SCRIPT, NOT_OPTIMISED = export.EXPORTERS
 
 # No TorchScript symbolics: RMSNorm; writes into slices; for batches of any size, instance norm with
 # running statistics and windows put together (fold).
@@ -53,6 +53,20 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 0 + self.value
+
+
+class Limited(nn.Module):
+    """One value clamped for two readers, and a norm that TorchScript doesn't know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("least", torch.tensor(-0.5))
+        self.register_buffer("most", torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.rms_norm(self.linear(x), (8,))
+        return y.clamp(self.least, self.most), y.clamp(self.least, self.most)
 
 
 def program(network: Network) -> fx.GraphModule:
@@ -211,6 +225,32 @@ def test_a_wrong_file_falls_back_to_the_other_exporter(
     """When the first exporter fails, the second one's file is what is written."""
     only(monkeypatch, ("failing", failing), BY_SCRIPT)
     assert export_onnx(small(), images(), tmp_path / "m.onnx").exporter == "TorchScript"
+
+
+@pytest.mark.parametrize("name", sorted({*QUICK} - {"cnn3d"}))  # a bias of a wrong size: caught
+def test_networks_are_written_without_an_optimiser(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last exporter is a working one, too."""
+    only(monkeypatch, NOT_OPTIMISED)
+    network = NETWORKS[name]
+    parity = export_onnx(program(network), network.inputs(), tmp_path / "m.onnx")
+    assert parity.max_error < 1e-5
+    assert parity.batches == (2, 3)
+
+
+def test_what_an_optimiser_breaks_is_written_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clamps read limits that nothing gives; the control: the other exporters fail."""
+    torch.manual_seed(0)
+    network, x = Limited().eval(), noise((2, 8))[0]
+    parity = export_onnx(network, x, tmp_path / "m.onnx")
+    assert parity.max_error < 1e-5
+    assert parity.exporter == NOT_OPTIMISED[0]
+    only(monkeypatch, BY_PROGRAM, BY_SCRIPT)
+    with pytest.raises(ExportError, match="topologically sorted"):
+        export_onnx(network, x, tmp_path / "m.onnx")
 
 
 def test_failures_of_all_exporters_are_named(
