@@ -44,10 +44,26 @@ def pairs(a: IntArray, b: IntArray) -> Relation:
 
 
 def components(count: int, pairs: IntArray) -> IntArray:
-    """The component of each of ``count`` vertices, joined by the edges (2, n)."""
+    """The component of each of ``count`` vertices, joined by the edges (2, n); smallest first.
+
+    Most edges are those of stars: every vertex first follows one to a smaller vertex, and what is
+    left joins the ends of these paths.
+    """
+    ends = np.arange(count)
+    ends[np.maximum(*pairs)] = np.minimum(*pairs)
+    while (further := ends[ends] != ends).any():
+        ends[further] = ends[ends[further]]
+    roots = np.flatnonzero(ends == np.arange(count))
+    number = np.empty(count, np.int64)
+    number[roots] = np.arange(len(roots))
+    joined = _components(len(roots), number[ends[pairs]])
+    return joined[number[ends]]
+
+
+def _components(count: int, pairs: IntArray) -> IntArray:
     index = np.int32 if count < 1 << 31 else np.int64  # and floats: SciPy's own types
-    ones, (rows, columns) = np.ones(pairs.shape[1]), pairs.astype(index)
-    matrix = sp.coo_matrix((ones, (rows, columns)), shape=(count, count))
+    rows, columns = pairs[:, pairs[0] != pairs[1]].astype(index)
+    matrix = sp.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
     return connected_components(matrix, directed=False)[1].astype(np.int64)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+import networkx as nx
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pleas_fx.blocks import Units, find_units
+from pleas_fx.blocks import Units, components, find_units
 from pleas_fx.ir import IntArray
 
 Partition = list[int]  # the block of each channel
@@ -120,3 +121,33 @@ def test_held_blocks_keep_their_channels(given_partitions: list[Partition]) -> N
         for children, blocks in every:
             stays = np.isin(blocks, found.held)
             assert np.array_equal(blocks[order][stays], blocks[stays]), children
+
+
+edges = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(st.just(n), st.lists(st.tuples(*(st.integers(0, n - 1),) * 2), max_size=14))
+)
+
+
+def numbered(count: int, pairs: list[tuple[int, int]]) -> list[int]:
+    """Components by another library, in the order of their smallest vertices."""
+    graph = nx.Graph(pairs)
+    graph.add_nodes_from(range(count))
+    ordered = sorted(nx.connected_components(graph), key=min)
+    return [next(k for k, part in enumerate(ordered) if v in part) for v in range(count)]
+
+
+@given(edges)
+def test_components_are_those_of_a_graph_library(case: tuple[int, list[tuple[int, int]]]) -> None:
+    """Loops, repeated edges and edges both ways included; numbered by their smallest vertex."""
+    count, pairs = case
+    found = components(count, np.array(pairs, np.int64).reshape(-1, 2).T)
+    assert found.tolist() == numbered(count, pairs)
+
+
+def test_long_chains_are_one_component() -> None:
+    """In any order; the control lacks one edge."""
+    size, random = 5000, np.random.default_rng(0)
+    chain = np.stack([np.arange(size - 1), np.arange(1, size)])
+    for order in (np.arange(size - 1), random.permutation(size - 1)):
+        assert not components(size, chain[:, order]).any()
+        assert set(components(size, chain[:, order[1:]]).tolist()) == {0, 1}

@@ -7,7 +7,7 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
-from pleas_fx.labels import Call, Coordinates, Labeller, Refused, Rule, compact, pattern
+from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Refused, Rule, compact, pattern
 from pleas_fx.rules.pointwise import combine, constant_along
 from pleas_fx.rules.reasons import MULTIPLIED, SLIDES, SUMMED, SUMMED_BOTH
 
@@ -86,10 +86,25 @@ def _input_channels(ctx: Labeller, x: Tensor, still: Set[int]) -> Tensor | None:
 
 def _axis(ctx: Labeller, weight: Tensor, dim: int) -> Tensor | None:
     """The labels of one of the two channel axes of a weight."""
-    for labels in sorted(ctx.of(weight), key=lambda c: len(pattern(c))):
-        if dim in pattern(labels):
-            return ctx.flatten(labels, [d for d in range(weight.dim()) if d != dim], dim)
-    return None
+    labels = _coordinate(ctx, weight, dim)
+    if labels is None:
+        return None
+    return ctx.flatten(labels, [d for d in range(weight.dim()) if d != dim], dim)
+
+
+def _coordinate(ctx: Labeller, weight: Tensor, dim: int) -> Tensor | None:
+    varying = [c for c in ctx.of(weight) if dim in pattern(c)]
+    return min(varying, key=lambda c: len(pattern(c)), default=None)
+
+
+def _axes(ctx: Labeller, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of both channel axes. Where one coordinate is along both, tied rows leave one tie a row."""
+    rows, columns = _axis(ctx, weight, 0), _coordinate(ctx, weight, 1)
+    both = columns if columns is _coordinate(ctx, weight, 0) else None
+    if rows is None or both is None or bool((both == NONE).any()):
+        return rows, _axis(ctx, weight, 1)
+    ctx.tie(rows, rows[:1])
+    return rows, both.flatten(2)[0, :, 0] if both.dim() > 2 else both[0]
 
 
 def _contract(ctx: Labeller, a: Tensor | None, b: Tensor | None, size: int) -> None:
@@ -105,7 +120,7 @@ def _contract(ctx: Labeller, a: Tensor | None, b: Tensor | None, size: int) -> N
 def _dense(
     ctx: Labeller, weight: Tensor, channels: Tensor | None, transposed: bool
 ) -> Tensor | None:
-    rows, columns = _axis(ctx, weight, 0), _axis(ctx, weight, 1)
+    rows, columns = _axes(ctx, weight)
     inner, outer = (rows, columns) if transposed else (columns, rows)
     _contract(ctx, channels, inner, weight.shape[0 if transposed else 1])
     return outer
