@@ -157,6 +157,23 @@ def choose(menu: Menu, model: CostModel, budget: float) -> tuple[Plan, float]:
     return to_plan(menu, choice), cost
 
 
+def merged_only(menu: Menu) -> Menu | None:
+    """The same without what keeps channels apart; None where there must be some, or there is none.
+
+    What has no choice stays as it is.
+    """
+    decisions = []
+    for decision in menu.decisions:
+        options = tuple(o for o in decision.options if not o.lanes[1:].any())
+        if not options and len(decision.options) > 1:
+            return None
+        decisions.append(replace(decision, options=options or decision.options))
+    pairs = zip(decisions, menu.decisions, strict=True)
+    if all(len(fewer.options) == len(own.options) for fewer, own in pairs):
+        return None
+    return replace(menu, decisions=tuple(decisions))
+
+
 def uniform(menu: Menu, widths: Mapping[GroupId, float] | float) -> Plan:
     """Every group at its own width: the best option with no more slots than that."""
     choice = []

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from passes.plan import Menu, choose, uniform
+from passes.plan import Menu, choose, merged_only, uniform
 from passes.plan_published import plan_published
-from passes.rewrite import Rewritten, rewrite
+from passes.rewrite import Mismatch, Rewritten, rewrite
 from pleas_fx.costs import CostModel, Term, count, terms
 from pleas_fx.errors import BudgetError
 from pleas_fx.ir import GroupId, Plan, Program, Symmetry
@@ -20,6 +21,7 @@ from pleas_fx.module_tree import discard
 
 ROUNDS = 8
 SNUG = 0.97  # share of the budget that is good enough
+LOOSE = 0.9  # share below which the cost model may have missed something
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,15 @@ def plan_for(
         return _fully_merged(menu, budget, emit, inputs, method)
     if budget.widths is not None or budget.width is not None:
         return _at_width(menu, budget, emit, method)
-    planner = _planner(menu, symmetries[0], programs[0], budget, method)
+    planners = [_planner(menu, symmetries[0], programs[0], budget, method)]
+    if method == "pleas" and (merged := merged_only(menu)) is not None:
+        planners.append(_planner(merged, symmetries[0], programs[0], budget, method))
     measure = _measure(budget)
     base = float(np.mean([measure(p.module, inputs) for p in programs]))
     asked = budget.flops or budget.params or budget.latency or 0.0
     if asked <= 0:
         raise BudgetError(f"a budget must be positive, {asked:g} was asked for")
-    return _search(planner, emit, lambda m: measure(m, inputs) / base, asked, menu.widest)
+    return _search(planners, emit, lambda m: measure(m, inputs) / base, asked, menu.widest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +155,59 @@ def _planner(
     return lambda b: choose(menu, model, b)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A plan within the budget, what it costs, and its network if that was kept."""
+
+    plan: Plan
+    have: float
+    result: Rewritten | None = None
+
+
 def _search(
-    planner: Planner,
+    planners: Sequence[Planner],
     emit: _Emitter,
     measure: Callable[[nn.Module], float],
     asked: float,
     sources: int,
 ) -> tuple[Plan, Rewritten]:
-    """Bisect the planner's budget until the emitted network fits snugly."""
-    best: tuple[float, Plan] | None = None
+    """The first planner's plan; where that is far below the budget, or none, the others', too.
+
+    Costs that the planner doesn't know (of weights that are computed, say, run once for every lane)
+    may stand in the way of all but plans that merge everything.
+    """
+    found: list[_Found] = []
+    least = float("inf")
+    for planner in planners:
+        with suppress(Mismatch) if found else nullcontext():
+            best, smallest = _bisect(planner, emit, measure, asked, sources)
+            least = min(least, smallest)
+            found += [best] if best else []
+        if found and found[-1].have >= LOOSE * asked:
+            break
+    if not found:
+        raise BudgetError(f"no network meets {asked:g}: feasible from {least:.3f} to {sources}")
+    chosen = min(found, key=lambda one: _error(one.plan))
+    for other in found:
+        if other is not chosen and other.result is not None:
+            discard(other.result.module)
+    return chosen.plan, chosen.result or emit(chosen.plan)
+
+
+def _error(plan: Plan) -> float:
+    """As plans are chosen by: squares."""
+    return sum(group.predicted_error**2 for group in plan.groups)
+
+
+def _bisect(
+    planner: Planner,
+    emit: _Emitter,
+    measure: Callable[[nn.Module], float],
+    asked: float,
+    sources: int,
+) -> tuple[_Found | None, float]:
+    """Bisect the planner's budget until the emitted network fits snugly; the least cost seen."""
+    best: _Found | None = None
     low, high = 0.0, float(sources) * 1.5
     aim = asked
     least = float("inf")
@@ -170,10 +218,10 @@ def _search(
         least = min(least, have)
         if have <= asked * 1.000001:
             low = max(low, aim)
-            if best is None or have > best[0]:
-                best = (have, plan)
             if have >= SNUG * asked or have >= sources * 0.999:
-                return plan, result
+                return _Found(plan, have, result), least
+            if best is None or have > best.have:
+                best = _Found(plan, have)
             aim = min((aim + high) / 2 if np.isfinite(high) else aim * 1.2, aim * asked / have)
         else:
             high = min(high, aim)
@@ -182,12 +230,8 @@ def _search(
                 break
         discard(result.module)  # one network at a time
     if best is not None:
-        return best[1], emit(best[1])
+        return best, least
     plan, _ = planner(1e-6)
     result = emit(plan)
     smallest = measure(result.module)
-    if smallest <= asked:
-        return plan, result
-    raise BudgetError(
-        f"no network meets {asked:g}: feasible from {min(least, smallest):.3f} to {sources}"
-    )
+    return (_Found(plan, smallest, result) if smallest <= asked else None), min(least, smallest)

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pleas_fx as pf
 from passes.groups import groups
 from passes.trace import trace
-from pleas_fx import permutation_groups
+from pleas_fx import budget, permutation_groups
+from pleas_fx.errors import BudgetError
 from pleas_fx.labels import Labeller
 from pleas_fx.rules import contraction
 from tests.networks import CLASSES
@@ -74,3 +76,20 @@ def test_rows_tied_once_tie_the_columns(monkeypatch: pytest.MonkeyPatch) -> None
     twice, more = tied(monkeypatch)
     assert once == twice
     assert ties < 0.6 * more
+
+
+def test_a_budget_is_met_by_merging_all_where_nothing_else_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A convolution with a computed weight runs once for every lane, which no cost model says.
+
+    The control: plans with channels of their own don't fit, however small.
+    """
+    models, images = [seeded(Experts, s) for s in (0, 1)], torch.randn(16, 3, 9, 9)
+    options = {"heads": "shared", "trials": 0, "synthetic": 0, "progress": False}
+    found = pf.merge(models, images, flops=1.2, **options)
+    assert found.report.merged.flops == found.report.sources[0].flops
+    assert all(len(g.lanes) == 1 for g in found.plan.groups)
+    monkeypatch.setattr(budget, "merged_only", lambda _: None)
+    with pytest.raises(BudgetError, match=r"feasible from 1\.8"):
+        pf.merge(models, images, flops=1.2, **options)
