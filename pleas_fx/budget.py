@@ -183,7 +183,7 @@ def _search(
             best, smallest = _bisect(planner, emit, measure, asked, sources)
             least = min(least, smallest)
             found += [best] if best else []
-        if found and found[-1].have >= LOOSE * asked:
+        if found and found[-1].have >= LOOSE * min(asked, sources):
             break
     if not found:
         raise BudgetError(f"no network meets {asked:g}: feasible from {least:.3f} to {sources}")
