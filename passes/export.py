@@ -33,6 +33,7 @@ from passes._parity import (
     own_rounding,
     resized,
 )
+from passes._products import as_products
 from passes._quiet import no_descriptor, quiet
 from pleas_fx.errors import ExportError
 from pleas_fx.explicit import explicit_operators
@@ -230,6 +231,8 @@ def _first_success(job: _Job, path: Path) -> Parity:
 def _write(job: _Job, exporter: Exporter, path: Path) -> None:
     """Export a copy, so that what one exporter leaves behind doesn't reach the next."""
     own = replace(job, network=copy.deepcopy(job.network))
+    if isinstance(own.network, fx.GraphModule):
+        as_products(own.network)
     size = max(2, batch_of(job.example))  # torch.export takes a size of 1 for a constant
     try:
         with quiet(), torch.no_grad():
