@@ -19,15 +19,18 @@ ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups
 Sizes = int | Sequence[int]
 
 
-def as_products(network: fx.GraphModule) -> None:
-    """In place: convolutions whose number of groups is computed."""
+def as_products(network: fx.GraphModule) -> int:
+    """In place: convolutions whose number of groups is computed; how many there are."""
+    found = 0
     for node in list(network.graph.nodes):
         if node.op != "call_function" or node.target not in CONVOLUTIONS:
             continue
         given = dict(zip(ARGUMENTS, node.args, strict=False)) | node.kwargs
         if isinstance(given.get("groups"), fx.Node) and not isinstance(given.get("padding"), str):
             node.target, node.args, node.kwargs = grouped_product, (), given
+            found += 1
     network.recompile()
+    return found
 
 
 def grouped_product(

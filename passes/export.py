@@ -1,8 +1,9 @@
 """Write a network as ONNX and prove that the file computes the same.
 
 torch.export's exporter comes first, the older TorchScript exporter where that one fails, then the
-first one without its optimiser, which may leave out what it still reads. A file reaches its place
-only after onnx.checker and a comparison with ONNX Runtime.
+first one without its optimiser, which may leave out what it still reads, and with kernels of single
+examples as products. A file reaches its place only after onnx.checker and a comparison with ONNX
+Runtime.
 """
 
 from __future__ import annotations
@@ -197,10 +198,22 @@ def _by_script(job: _Job, inputs: Inputs, path: Path) -> None:
         )
 
 
+class _Inapplicable(Exception):
+    """There is nothing in the network that an exporter writes in another way."""
+
+
+def _by_products(job: _Job, inputs: Inputs, path: Path) -> None:
+    """torch.export, and no convolutions whose number of groups depends on the batch's size."""
+    if not isinstance(job.network, fx.GraphModule) or not as_products(job.network):
+        raise _Inapplicable
+    _by_program(job, inputs, path)
+
+
 EXPORTERS: tuple[tuple[str, Exporter], ...] = (
     ("torch.export", _by_program),
     ("TorchScript", _by_script),
     ("torch.export, not optimised", partial(_by_program, optimize=False)),
+    ("torch.export, with products", _by_products),
 )
 
 
@@ -221,6 +234,8 @@ def _first_success(job: _Job, path: Path) -> Parity:
         try:
             _write(job, exporter, path)
             return _compared(job, path, name)
+        except _Inapplicable:
+            continue
         except ExportError as error:
             failures.append(f"{name}: {error}")
             for file in path.parent.iterdir():
@@ -231,16 +246,14 @@ def _first_success(job: _Job, path: Path) -> Parity:
 def _write(job: _Job, exporter: Exporter, path: Path) -> None:
     """Export a copy, so that what one exporter leaves behind doesn't reach the next."""
     own = replace(job, network=copy.deepcopy(job.network))
-    if isinstance(own.network, fx.GraphModule):
-        as_products(own.network)
     size = max(2, batch_of(job.example))  # torch.export takes a size of 1 for a constant
     try:
         with quiet(), torch.no_grad():
             exporter(own, resized(job.example, size), path)
             _forget_origin(path)
             onnx.checker.check_model(str(path), full_check=True)
-    except OSError:
-        raise  # the disk, not the network
+    except (OSError, _Inapplicable):
+        raise  # the disk, not the network; or nothing was written
     except Exception as error:
         raise ExportError(first_line(error)) from error
 

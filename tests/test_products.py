@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ def test_only_computed_numbers_of_groups_are_replaced() -> None:
     """A number in the code stays a convolution; the network computes the same."""
     network = fx.symbolic_trace(seeded(PerExample, 0)).eval()
     wanted = network(images(3))
-    as_products(network)
+    assert as_products(network) == 1
     called = [n.target for n in network.graph.nodes if n.op == "call_function"]
     assert called.count(grouped_product) == 1
     assert F.conv2d not in called
@@ -86,9 +87,7 @@ def test_only_computed_numbers_of_groups_are_replaced() -> None:
         def forward(self, x: Tensor, w: Tensor) -> Tensor:
             return F.conv2d(x, w, groups=3)
 
-    plain = fx.symbolic_trace(Plain())
-    as_products(plain)
-    assert grouped_product not in {n.target for n in plain.graph.nodes}
+    assert as_products(fx.symbolic_trace(Plain())) == 0
 
 
 def test_kernels_of_every_example_go_to_onnx_with_a_dynamic_batch(
@@ -99,6 +98,20 @@ def test_kernels_of_every_example_go_to_onnx_with_a_dynamic_batch(
     parity = export_onnx(network, images(2), tmp_path / "m.onnx")
     assert parity.max_error < 1e-5
     assert parity.batches == (2, 3)
-    monkeypatch.setattr(export, "as_products", lambda _: None)
-    with pytest.raises(ExportError, match="isn't exported"):
+    assert parity.exporter == "torch.export, with products"
+    monkeypatch.setattr(export, "as_products", lambda _: 0)
+    with pytest.raises(ExportError, match="isn't exported") as caught:
         export_onnx(network, images(2), tmp_path / "m.onnx")
+    assert "products" not in str(caught.value)
+
+
+def test_a_number_of_channels_as_that_of_groups_stays_a_convolution(tmp_path: Path) -> None:
+    """It doesn't depend on the batch: nothing is in the way of the first exporter."""
+
+    class Blur(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, x.new_ones(3, 1, 2, 2) / 4, groups=x.shape[1])
+
+    parity = export_onnx(fx.symbolic_trace(Blur()), images(2), tmp_path / "m.onnx")
+    assert parity.exporter == "torch.export"
+    assert "Conv" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
