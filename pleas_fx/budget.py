@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -33,6 +34,11 @@ class Budget:
     params: float | None = None
     latency: float | None = None
     widths: Mapping[GroupId, float] | None = None
+
+    @property
+    def relative(self) -> float:
+        """What may be executed, stored or waited for; infinite where widths are asked for."""
+        return self.flops or self.params or self.latency or math.inf
 
 
 def plan_for(

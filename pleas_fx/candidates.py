@@ -98,6 +98,29 @@ def choose(
     return _noted(best.candidate, tried)
 
 
+def safest(
+    programs: Sequence[Program],
+    data: Batches,
+    everyone: Candidate,
+    decide: Decide,
+    fit_on: FitOn,
+    made: Batches | None = None,
+) -> Candidate:
+    """The best single source as it is, for want of images of the sources' kind.
+
+    What others say neither judges nor teaches then: the less is fitted, the better
+    (docs/decisions/2026-12-01-blind.md). ``everyone`` where no source can be alone.
+    """
+    halves = _halves(programs, data, fit_on, made)
+    alone = [c for s in range(len(programs)) for c in _decided(decide, (s,))] if halves else []
+    tried = [found for c in alone for found in _tried(replace(c, taught=()), halves)]
+    if not tried:
+        return everyone
+    best = max(tried, key=lambda one: one.score).candidate
+    title = f"{best.title}, for want of images of the sources' kind"
+    return _noted(replace(best, title=title), tried)
+
+
 def _grown(sources: int, attempt: Callable[[Kept], list[Tried]]) -> list[Tried]:
     """Every source alone, then others beside the best as long as that helps, never all of them."""
     kept: Kept = ()

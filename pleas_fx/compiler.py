@@ -23,7 +23,7 @@ from passes.recalibrate import recalibrate
 from passes.rewrite import Mismatch, Rewritten
 from pleas_fx.budget import plan_for
 from pleas_fx.calibration import Batches
-from pleas_fx.candidates import Candidate, choose, copied
+from pleas_fx.candidates import Candidate, choose, copied, safest
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
 from pleas_fx.contest import FEWEST, FOLDS, IMAGES, Emphasis, affordable, contest
@@ -85,7 +85,7 @@ def _supply(
     with clock.time("synthesise"):
         beside = complement(programs, data, inputs, images=options.synthetic, seed=options.seed)
     made = _arranged(prepared, beside.made)
-    return Supply(_arranged(prepared, data), made, (*told, *beside.notes))
+    return Supply(_arranged(prepared, data), made, (*told, *beside.notes), beside.blind)
 
 
 def look(
@@ -226,7 +226,7 @@ def judged(
     """``everyone``, or some sources where that is better.
 
     Widths ask for slots of every group, so all sources take part. What is made beside the data
-    judges only where there are no data.
+    judges only where there are no data. Blind and at a source's cost or less, one source is taken.
     """
     prepared, observed = fitting.prepared, fitting.observed
     options, clock = fitting.options, fitting.clock
@@ -255,7 +255,8 @@ def judged(
 
             return fitted
 
-        return choose(prepared.programs, judging, everyone, of_some, fit_on, made)
+        pick = safest if supply.blind and options.budget.relative <= 1.0 else choose
+        return pick(prepared.programs, judging, everyone, of_some, fit_on, made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,14 @@ AFFORDABLE = 2e13  # FLOPs for all that is made, if it isn't all there is: a few
 
 @dataclass(frozen=True, slots=True)
 class Complement:
-    """What is made beside the data, or in place of them; and what to tell the user."""
+    """What is made beside the data, or in place of them; and what to tell the user.
+
+    ``blind``: there are no images of the kind that any source was trained on.
+    """
 
     made: Batches | None = None
     notes: tuple[str, ...] = ()
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Supply:
     data: Batches | None
     made: Batches | None
     notes: tuple[str, ...] = ()
+    blind: bool = False  # see :class:`Complement`
 
     @property
     def everything(self) -> Batches | None:
@@ -63,23 +68,26 @@ def complement(
         return Complement()
     wanted = [_many(inputs) if images is None else images] * len(programs)
     notes: tuple[str, ...] = ()
+    blind = data is None
     try:
         if data is not None and images is None:
             wanted, notes = _needed(programs, data, inputs)
+            blind = len(notes) == len(programs)
         made = synthesise(programs, inputs, wanted, seed=seed)
     except RuntimeError as error:  # takes no other number of inputs, or isn't differentiable
         if shortage(error):
             raise
         reason = str(error).splitlines()[0]
-        return Complement(None, (*notes, f"no inputs could be made for the sources ({reason})"))
+        text = f"no inputs could be made for the sources ({reason})"
+        return Complement(None, (*notes, text), blind)
     owned = [(batch, number) for number, own in enumerate(made) for batch in own]
     if not owned:
-        return Complement(None, notes)
+        return Complement(None, notes, blind)
     found = Batches(tuple(b for b, _ in owned), tuple(n for _, n in owned))
     role = "stand in for them" if data is None else "are taken beside the calibration data"
     text = f"{found.examples} inputs that give the sources' norms the statistics they keep {role}"
     first = "no calibration data: " if data is None else ""
-    return Complement(found, (*notes, first + text))
+    return Complement(found, (*notes, first + text), blind)
 
 
 def combined(data: Batches | None, made: Batches | None) -> Batches | None:
@@ -96,7 +104,7 @@ def _many(inputs: tuple[torch.Tensor, ...]) -> int:
 def _needed(
     programs: Sequence[Program], data: Batches, inputs: tuple[torch.Tensor, ...]
 ) -> tuple[list[int], tuple[str, ...]]:
-    """How many inputs each source lacks, and what is wrong with the data."""
+    """How many inputs each source lacks, and for which the data are of another kind."""
     wanted, notes = [], []
     for number, program in enumerate(programs):
         distance = divergence(program, _some(data, number))

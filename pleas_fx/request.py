@@ -30,10 +30,7 @@ class Options:
 
     def contests(self, sources: int) -> bool:
         """Whether plans may compete: for a share of a resource that not all sources fit in."""
-        resource = self.budget.flops or self.budget.params or self.budget.latency
-        if not self.contest or self.method != "pleas" or not resource:
-            return False
-        return resource < sources
+        return self.contest and self.method == "pleas" and self.budget.relative < sources
 
 
 @dataclass(slots=True)

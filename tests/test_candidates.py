@@ -189,3 +189,30 @@ def test_outputs_without_labels_keep_all_sources() -> None:
     models = [NETWORKS["energy"].make(seed) for seed in (0, 1)]
     result = merge("energy", models, flops=1.0)
     assert len(outputs(result.model, NETWORKS["energy"].inputs())) == len(models)
+
+
+def without_images(flops: float) -> tuple[Plan, list[nn.Module]]:
+    """Two sources with shared outputs, and only inputs that are made from what their norms keep."""
+    models = [NETWORKS[NAME].make(seed).eval() for seed in (0, 1)]
+    found = pf.merge(
+        models,
+        flops=flops,
+        heads="shared",
+        synthetic=16,
+        example_inputs=NETWORKS[NAME].inputs(),
+        progress=False,
+    )
+    return found.plan, [found.model, *models]
+
+
+def test_without_images_of_their_kind_one_source_is_taken_as_it_is() -> None:
+    """Its outputs aren't taught either; above a source's cost candidates compete as ever."""
+    plan, (merged, *models) = without_images(flops=1.0)
+    (taken,) = sources_in(plan)
+    assert "for want of images of the sources' kind" in plan.note
+    assert "taught" not in plan.note
+    inputs = NETWORKS[NAME].inputs()
+    assert worst(outputs(merged, inputs), outputs(models[taken], inputs)) < 1e-5
+    assert worst(outputs(merged, inputs), outputs(models[1 - taken], inputs)) > 1e-3
+    more, _ = without_images(flops=1.5)
+    assert "for want of" not in more.note

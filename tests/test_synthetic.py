@@ -118,6 +118,16 @@ def test_foreign_images_are_named_and_complemented() -> None:
     assert correct(with_made) > correct(without) + 0.1
 
 
+def test_images_of_another_kind_take_one_source_as_it_is() -> None:
+    """They can't judge; the control are images of the training data, on which candidates compete."""
+    usual, foreign = own(64), [255 * images for images in own(64)]
+    notes = [
+        merged(pf.PerSource(data), flops=budget, heads="shared").plan.note
+        for data, budget in ((usual, 0.7), (foreign, 0.7), (foreign, 1.4))
+    ]
+    assert ["for want of images" in note for note in notes] == [False, True, False]
+
+
 def test_what_takes_long_is_only_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside data; without any there is no other way."""
     monkeypatch.setattr(complement, "AFFORDABLE", 1.0)

@@ -3,7 +3,8 @@
 ``python -m benchmarks.accuracy.judged``: figures of docs/decisions/2026-12-01-judge.md. Every
 candidate of a setting in which sources share their outputs is fitted to all images and tested,
 beside what it is judged by. The last lines compare rules: the best score, all sources whatever they
-score, and all sources unless another is ahead by some standard errors of the paired difference.
+score, all sources unless another is ahead by some standard errors of the paired difference, and the
+best of the single sources as they are (docs/decisions/2026-12-01-blind.md).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pleas_fx.candidates import Candidate, Half, Tried
 
 NAMES = ("same-task", "domains", "three-digits", "four-domains")
 ALL = "all sources"
+UNTAUGHT = "alone"  # titles that end so: as they are
 ERRORS = (0.5, 1.0, 2.0)
 
 
@@ -97,6 +99,9 @@ def tried(name: str, architecture: str, budget: float, seed: int, store: Store) 
     watch = Watch(lambda network: 100 * evaluated(case, network, models, tests).accuracy)
     with (
         mock.patch.object(compiler, "judged", watch.judged),
+        mock.patch.object(
+            compiler, "safest", candidates.choose
+        ),  # blind, they compete nowhere else
         mock.patch.object(candidates, "_score", watch.score),
         mock.patch.object(candidates, "_noted", watch.noted),
     ):
@@ -125,6 +130,11 @@ def taken(found: Sequence[Judged], errors: float) -> Judged:
     return best if ahead(best, every) > errors else every
 
 
+def _alone(found: Sequence[Judged]) -> Judged:
+    single = [one for one in found if one.title.startswith("source ")]
+    return max((one for one in single if one.title.endswith(UNTAUGHT)), key=lambda one: one.score)
+
+
 def line(setting: str, found: Sequence[Judged]) -> str:
     """What the best of some sources is to all of them, and every candidate."""
     every, best = taken(found, math.inf), taken(found, -math.inf)
@@ -142,6 +152,7 @@ def summary(settings: Sequence[Sequence[Judged]]) -> list[str]:
         "best score": partial(taken, errors=0.0),
         ALL: partial(taken, errors=math.inf),
         **{f"beyond {e:g} standard errors": partial(taken, errors=e) for e in ERRORS},
+        "the best source as it is": _alone,
         "most accurate": lambda found: max(found, key=lambda one: one.accuracy),
     }
     lines = [

@@ -85,17 +85,17 @@ _ALL = (
     Method("zipit", "ZipIt", _at_one(zipit)),
     Method("published-adam", "PLeaS as published, Adam", _at_one(published_adam), slow=True),
     Method("published", "PLeaS as published, solved", _published, (1.0, 1.2), brief=True),
-    Method("merged-refit", "all merged, our fit", _at_one(merged_refit), brief=True, version=2),
+    Method("merged-refit", "all merged, our fit", _at_one(merged_refit), brief=True, version=3),
     Method(
         "side-by-side",
         "side by side",
         partial(_library, "side-by-side", False),
         FEW,
         True,
-        version=2,
+        version=4,
     ),
-    Method("one-source", "one source, thinned", _one_source, FEW, True, same=True, version=2),
-    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=4),
+    Method("one-source", "one source, thinned", _one_source, FEW, True, same=True, version=3),
+    Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=7),
 )
 METHODS = {method.name: method for method in _ALL}
 REFERENCES = {

@@ -93,7 +93,8 @@ _ALL = (
     *_MAIN,
     *(_untagged(s) for s in (_SAME, _JOINT, _OVERLAP, _DOMAINS, _DIGITS, _FOUR)),
     *(_few(s, n) for s in (_DISJOINT, _SAME) for n in (256, 64, 16, 0)),
-    *(_free(s) for s in (_DISJOINT, _SAME)),
+    *(_free(s) for s in (_DISJOINT, _SAME, _DOMAINS, _FOUR)),
+    _few(_DOMAINS, 0),
 )
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}
 MAIN = tuple(scenario.name for scenario in _MAIN)
