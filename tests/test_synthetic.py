@@ -119,7 +119,7 @@ def test_foreign_images_are_named_and_complemented() -> None:
 
 
 def test_images_of_another_kind_take_one_source_as_it_is() -> None:
-    """They can't judge; the control are images of the training data, on which candidates compete."""
+    """They can't judge; on images of the training data, the control, candidates compete."""
     usual, foreign = own(64), [255 * images for images in own(64)]
     notes = [
         merged(pf.PerSource(data), flops=budget, heads="shared").plan.note
