@@ -88,8 +88,9 @@ def merge(
             counts more in turn, where that is quick; 0: one plan.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, the layers of one source or a few may be
-            judged better than those of all, their outputs taught by all; of small networks several
-            plans are fitted, and the best is taken: ``plan.note`` says so.
+            judged better than those of all, their outputs taught by all; without inputs of their
+            kind one source is taken up to its own cost; of small networks several plans are
+            fitted, and the best is taken: ``plan.note`` says so.
         heads: "separate" (a tuple, one output a source), "shared" or "joint".
         classes: for joint heads, every source's class names; equal names share an output.
         method: "pleas", or a baseline: "average", "permute", "pleas-paper", "side-by-side".
