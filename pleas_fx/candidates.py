@@ -70,19 +70,8 @@ class Tried:
     score: float
 
 
-def choose(
-    programs: Sequence[Program],
-    data: Batches,
-    everyone: Candidate,
-    decide: Decide,
-    fit_on: FitOn,
-    made: Batches | None = None,
-) -> Candidate:
-    """The best candidate; ``everyone`` where none is better, or where that can't be told.
-
-    What was ``made`` beside the data is fitted on, too, but doesn't judge.
-    """
-    halves = _halves(programs, data, fit_on, made)
+def choose(sources: int, everyone: Candidate, decide: Decide, halves: Sequence[Half]) -> Candidate:
+    """The best candidate; ``everyone`` where none is better, or where that can't be told."""
     if not halves:
         return everyone
 
@@ -90,7 +79,7 @@ def choose(
         decided = _decided(decide, kept)
         return [found for candidate in decided for found in _tried(candidate, halves)]
 
-    fewer = _grown(len(programs), attempt)
+    fewer = _grown(sources, attempt)
     if not fewer:
         return everyone
     tried = [*_tried(everyone, halves), *fewer]
@@ -98,21 +87,13 @@ def choose(
     return _noted(best.candidate, tried)
 
 
-def safest(
-    programs: Sequence[Program],
-    data: Batches,
-    everyone: Candidate,
-    decide: Decide,
-    fit_on: FitOn,
-    made: Batches | None = None,
-) -> Candidate:
+def safest(sources: int, everyone: Candidate, decide: Decide, halves: Sequence[Half]) -> Candidate:
     """The best single source as it is, for want of images of the sources' kind.
 
     What others say neither judges nor teaches then: the less is fitted, the better
     (docs/decisions/2026-12-01-blind.md). ``everyone`` where no source can be alone.
     """
-    halves = _halves(programs, data, fit_on, made)
-    alone = [c for s in range(len(programs)) for c in _decided(decide, (s,))] if halves else []
+    alone = [c for s in range(sources) for c in _decided(decide, (s,))] if halves else []
     tried = [found for c in alone for found in _tried(replace(c, taught=()), halves)]
     if not tried:
         return everyone
@@ -186,10 +167,13 @@ def _noted(chosen: Candidate, compared: Sequence[Tried]) -> Candidate:
     return replace(chosen, planned=(replace(plan, note=text), rewritten))
 
 
-def _halves(
+def split(
     programs: Sequence[Program], data: Batches, fit_on: FitOn, made: Batches | None
 ) -> list[Half]:
-    """Fit on one half and judge on the other, both ways; empty where there is only one image."""
+    """Fit on one half and judge on the other, both ways; empty where there is only one image.
+
+    What was ``made`` beside the data is fitted on, too, but doesn't judge.
+    """
     step = max(2, data.examples // ENOUGH)
     parts = [data.every(step, first) for first in (0, 1)]
     if not all(part.batches for part in parts):

@@ -23,7 +23,7 @@ from passes.recalibrate import recalibrate
 from passes.rewrite import Mismatch, Rewritten
 from pleas_fx.budget import plan_for
 from pleas_fx.calibration import Batches
-from pleas_fx.candidates import Candidate, choose, copied, safest
+from pleas_fx.candidates import Candidate, choose, copied, safest, split
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
 from pleas_fx.contest import FEWEST, FOLDS, IMAGES, Emphasis, affordable, contest
@@ -256,7 +256,8 @@ def judged(
             return fitted
 
         pick = safest if supply.blind and options.budget.relative <= 1.0 else choose
-        return pick(prepared.programs, judging, everyone, of_some, fit_on, made)
+        halves = split(prepared.programs, judging, fit_on, made)
+        return pick(len(prepared.programs), everyone, of_some, halves)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def plans(
     with (
         mock.patch.object(compiler, "contest", everyone),
         mock.patch.object(compiler, "contested", watched),
-        mock.patch.object(compiler, "choose", lambda programs, data, everyone, *_: everyone),
+        mock.patch.object(compiler, "choose", lambda _, everyone, *__: everyone),
     ):
         pf.merge(models, data, progress=False, trials=draws or None, **options)
     return found
