@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from passes._einops import accept_proxies
 from passes._inplace import sliceable
 from passes._kinds import kinds_of_values
+from passes._wrappers import hooked
 from pleas_fx.module_tree import execute, kept_values, twin
 
 
@@ -84,10 +85,15 @@ OF_LAYERS = (
 
 
 def is_composed(module: nn.Module) -> bool:
-    """Whether a module of torch's own is to be entered: it is made of layers, or computes weights
-    on every call (``parametrize``).
+    """Whether a module of torch's own is to be entered: it is made of layers, computes weights on
+    every call (``parametrize``), runs hooks, or is a batch norm of several processes, which
+    evaluates as an ordinary one.
     """
-    return type(module) in OF_LAYERS or type(module).__module__.startswith("torch.nn.utils.")
+    return (
+        type(module) in (*OF_LAYERS, nn.SyncBatchNorm)
+        or type(module).__module__.startswith("torch.nn.utils.")
+        or hooked(module)
+    )
 
 
 class _Known(fx.Proxy):

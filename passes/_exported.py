@@ -34,7 +34,6 @@ def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
         except Exception:  # noqa: BLE001 (sizes may be written into the code)
             program = _export(model, inputs, batched=False)
         module: Any = program.run_decompositions({}).module()
-    _drop_guards(module)
     _plain(module)
     for node in list(module.graph.nodes):
         _make_public(node)
@@ -43,6 +42,14 @@ def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return fx.GraphModule(module, module.graph, type(model).__name__)
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether a model is itself what torch.export made: calls of the dispatcher's operators."""
+    return isinstance(model, fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+        for node in model.graph.nodes
+    )
 
 
 def _export(
@@ -58,8 +65,8 @@ def _several(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.cat([x, x]) if x.dim() else x for x in inputs)
 
 
-def _drop_guards(module: fx.GraphModule) -> None:
-    """Calls that check the inputs' sizes, and nothing else."""
+def drop_guards(module: fx.GraphModule) -> None:
+    """In place: erase calls that check the inputs' sizes, and nothing else."""
     for node in list(module.graph.nodes):
         if not node.users and node.op in ("call_module", "call_function") and _is_guard(node):
             module.graph.erase_node(node)

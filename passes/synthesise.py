@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from passes import _norms
 from passes._lockstep import Batch
+from pleas_fx.algebra.moments import at_least_float32
 from pleas_fx.ir import Program
 
 STEPS = 200  # at most
@@ -75,14 +76,20 @@ def divergence(program: Program, batch: Batch) -> float:
 
 
 def _batches(source: fx.GraphModule, inputs: Batch, seed: int, images: int) -> Iterator[Batch]:
-    module = copy.deepcopy(source).eval().requires_grad_(False)
+    module = _at_least_single(copy.deepcopy(source).eval().requires_grad_(False))
     for part in module.modules():
         if getattr(part, "inplace", False):  # would overwrite what the norms are compared on
             setattr(part, "inplace", False)  # noqa: B010 (no attribute of nn.Module)
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, images, BATCH):
         batch = tuple(_noise(t, min(BATCH, images - start), generator) for t in inputs)
-        yield _moved(module, batch)
+        yield tuple(m.to(t.dtype) for m, t in zip(_moved(module, batch), inputs, strict=True))
+
+
+def _at_least_single(module: nn.Module) -> nn.Module:
+    """Statistics in half precision overflow, and steps towards them are rounded away."""
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters())
+    return module.float() if half else module
 
 
 def _noise(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -97,7 +104,7 @@ def _noise(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
         coarse = [-(-n // COARSE) for n in space]
         noise = torch.randn(count, shape[0], *coarse, generator=generator)
         noise = nn.functional.interpolate(noise, space, mode=INTERPOLATION[len(space)])
-    return noise.to(like)
+    return at_least_float32(noise.to(like))
 
 
 def _moved(module: nn.Module, batch: Batch) -> Batch:
@@ -139,6 +146,6 @@ def _best_scale(batch: Batch, loss: Callable[[Batch], Tensor]) -> float:
 
 def _seen(norm: _BatchNorm, values: Tensor) -> Tensor:
     """One number: how far what a norm sees is from what it keeps."""
-    rows = values.transpose(0, 1).flatten(1)
+    rows = at_least_float32(values).transpose(0, 1).flatten(1)
     found = _norms.divergence(norm, rows.mean(1), rows.var(1, unbiased=False))
     return torch.log1p(found).mean()

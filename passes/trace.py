@@ -13,11 +13,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from passes._concrete import concrete_trace, is_composed
-from passes._exported import exported
+from passes._exported import drop_guards, exported, is_exported
 from passes._inline import inlined
 from passes._inplace import without_writes
 from passes._plainer import plainer
 from passes._read_only import WriteError, read_only
+from passes._wrappers import full_precision, unwrapped
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 from pleas_fx.module_tree import constants, copied, forgetful, kept_values, leave_out, twin
@@ -50,10 +51,16 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str]
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    _refuse_scripts(model)
+    _refuse(model)
     given = tuple(inputs)
-    program = _sharing(model, given, leaves)
-    return program or traced(forgetful(copied(model)).eval(), given, leaves=leaves)
+    with full_precision():
+        program = None if is_exported(model) else _sharing(model, given, leaves)
+        return program or traced(_own(copied(model), given), given, leaves=leaves)
+
+
+def _own(copy: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
+    """What is traced of a copy: the model in eval mode, and nothing around it."""
+    return unwrapped(forgetful(copy).eval(), given)
 
 
 def _sharing(
@@ -64,7 +71,7 @@ def _sharing(
         return None
     with read_only(model) as guard:
         try:
-            program = _first_success(forgetful(twin(model)).eval(), given, _followed(given, leaves))
+            program = _first_success(_own(twin(model), given), given, _followed(given, leaves))
         except (TraceError, WriteError):
             return None
     return None if guard.written else program
@@ -73,8 +80,9 @@ def _sharing(
 def traced(own: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str] = ()) -> Program:
     """The same of a module that nobody else has: its parameters become the program's."""
     given = tuple(inputs)
+    first = {} if is_exported(own) and not leaves else _followed(given, leaves)
     last = {"nor by torch.export": partial(exported, inputs=given)}  # which knows no modules
-    return _first_success(own, given, _followed(given, leaves) | ({} if leaves else last))
+    return _first_success(own, given, first | ({} if leaves else last))
 
 
 def _followed(given: tuple[Tensor, ...], leaves: Collection[str]) -> dict[str, FrontEnd]:
@@ -95,14 +103,24 @@ def _first_success(own: nn.Module, given: tuple[Tensor, ...], ends: dict[str, Fr
     raise TraceError(f"{type(own).__name__} {'; '.join(failures)}")
 
 
-def _refuse_scripts(model: nn.Module) -> None:
+def _refuse(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                f"module {name or type(model).__name__} is TorchScript, which has no graph of "
-                "torch.fx; give the model as it was before scripting"
-            )
+        why = _without_weights(module)
+        if why:
+            raise TraceError(f"module {name or type(model).__name__} {why}")
 
+
+def _without_weights(module: nn.Module) -> str | None:
+    """Why there is no graph over parameters to be had of a module."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is TorchScript, which has no graph of torch.fx; give the model as before scripting"
+    home = type(module).__module__.split(".")
+    if home[0] == "torch" and PACKED.intersection(home) and "stubs" not in home:
+        return "is quantised: its weights can't be merged; merge first, and quantise the result"
+    return None
+
+
+PACKED = {"quantized", "qat", "quantization"}  # packages of torch
 
 FrontEnd = Callable[[nn.Module], fx.GraphModule]
 
@@ -145,6 +163,7 @@ def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) 
 def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
     leave_out(module, constants(model))  # torch.fx copies buffers as lasting ones
     without_writes(module)  # first: what only writes in place looks dead
+    drop_guards(module)
     plainer(module)
     module.graph.eliminate_dead_code()
     shapes, result = _run(module, inputs)

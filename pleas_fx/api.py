@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
+from passes._wrappers import innermost
 from passes.groups import Groups
 from passes.trace import trace
 from pleas_fx import costs
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
 from pleas_fx.compiler import METHODS, compile_models, plan_only
-from pleas_fx.errors import OptionError
+from pleas_fx.errors import OptionError, SourceError
 from pleas_fx.heads import Classes
 from pleas_fx.ir import Count, GroupId, Plan, Program, Symmetry
+from pleas_fx.modes import ordinary, plain_modes
 from pleas_fx.module_tree import copied
 from pleas_fx.request import Clock, Options
 from pleas_fx.result import MergeResult, RecipeValue
@@ -32,6 +35,7 @@ EXAMPLES = 2  # inputs that shapes, groups and the certificate are worked out on
 Inputs = Tensor | tuple[Tensor, ...]
 
 
+@plain_modes()
 def permutation_groups(model: nn.Module, example_inputs: Inputs) -> Symmetry:
     """The permutation groups of ``model``, with a certificate (float64, relative error).
 
@@ -41,17 +45,21 @@ def permutation_groups(model: nn.Module, example_inputs: Inputs) -> Symmetry:
     return analyse(model, example_inputs)[1]
 
 
+@plain_modes()
 def analyse(model: nn.Module, example_inputs: Inputs) -> tuple[Program, Symmetry]:
     """The permutation groups of ``model``, and the graph whose nodes they name."""
-    program = trace(model, as_tuple(example_inputs))
+    inputs = as_tuple(example_inputs)
+    program = trace(_placed(model, inputs[0].device), inputs)
     return program, Groups().run(program)
 
 
+@plain_modes()
 def count(model: nn.Module, example_inputs: Inputs) -> Count:
     """Parameters, and multiply-adds x 2 that one example executes (as counted by torch)."""
     return costs.count(model, as_tuple(example_inputs))
 
 
+@plain_modes()
 def merge(
     models: Sequence[nn.Module],
     calibration: object = None,
@@ -103,9 +111,9 @@ def merge(
     )
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
-    placed = [_placed(m, where) for m in models]
+    sources = _sources(models, where)
     clock = Clock(_reporter(progress))
-    compiled = compile_models(placed, inputs, data, options, clock)
+    compiled = compile_models(sources, inputs, data, options, clock)
     clock.report("")
     return MergeResult(
         model=compiled.rewritten.module,
@@ -118,6 +126,7 @@ def merge(
     )
 
 
+@plain_modes()
 def plan(
     models: Sequence[nn.Module],
     calibration: object = None,
@@ -148,9 +157,10 @@ def plan(
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
     clock = Clock(_reporter(progress))
-    return plan_only([_placed(m, where) for m in models], inputs, data, options, clock)
+    return plan_only(_sources(models, where), inputs, data, options, clock)
 
 
+@plain_modes()
 def load(folder: str | Path) -> fx.GraphModule:
     """The network of an artefact folder, without the sources' classes."""
     from pleas_fx.artefact import load as load_artefact
@@ -158,6 +168,7 @@ def load(folder: str | Path) -> fx.GraphModule:
     return load_artefact(Path(folder))
 
 
+@plain_modes()
 def export_onnx(
     model: nn.Module, example_inputs: Inputs, path: str | Path, **options: Any
 ) -> Parity:
@@ -172,7 +183,7 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if not given or not all(isinstance(t, Tensor) for t in given):
         raise OptionError("example inputs must be a tensor or a tuple of tensors")
-    return given
+    return tuple(map(ordinary, given))
 
 
 def _options(
@@ -230,7 +241,10 @@ def _input_count(models: Sequence[nn.Module]) -> int:
 
     if not models:
         raise OptionError("a merge needs at least two models, 0 given")
-    parameters = inspect.signature(models[0].forward).parameters.values()
+    try:
+        parameters = inspect.signature(innermost(models[0]).forward).parameters.values()
+    except ValueError:  # TorchScript: it is refused where it is traced
+        return 1
     needed = [
         p
         for p in parameters
@@ -239,12 +253,30 @@ def _input_count(models: Sequence[nn.Module]) -> int:
     return max(len(needed), 1)
 
 
+def _sources(models: Sequence[nn.Module], device: torch.device) -> list[nn.Module]:
+    """Models with values, on the device."""
+    placed = [_placed(model, device) for model in models]
+    for number, model in enumerate(placed):
+        for name, parameter in model.named_parameters():
+            if is_lazy(parameter):
+                raise SourceError(f"source {number}: {name} has no values: run its lazy layer once")
+    return placed
+
+
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on the device; a copy where it would have to move."""
+    """The model on the device; a copy where it would have to move, or was made for inference."""
     if not isinstance(model, nn.Module):
         raise OptionError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    tensors = [*model.parameters(), *model.buffers()]
-    if all(t.device.type == device.type for t in tensors):
+    named = [*model.named_parameters(), *model.named_buffers()]
+    tensors = {name: tensor.detach() for name, tensor in named if not is_lazy(tensor)}
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise SourceError(f"{name} of {type(model).__name__} has no values: its device is meta")
+        if type(tensor) is not Tensor:  # quantised by torchao, or a part of a distributed one
+            raise SourceError(
+                f"{name} of {type(model).__name__} is a {type(tensor).__name__}, not a plain tensor"
+            )
+    if all(t.device.type == device.type and not t.is_inference() for t in tensors.values()):
         return model
     return copied(model).to(device)
 

@@ -65,8 +65,7 @@ def plan_for(
     planners = [_planner(menu, symmetries[0], programs[0], budget, method)]
     if method == "pleas" and (merged := merged_only(menu)) is not None:
         planners.append(_planner(merged, symmetries[0], programs[0], budget, method))
-    measure = _measure(budget)
-    base = float(np.mean([measure(p.module, inputs) for p in programs]))
+    measure, base = _measure(budget), _of_sources(budget, programs, inputs)
     asked = budget.flops or budget.params or budget.latency or 0.0
     if asked <= 0:
         raise BudgetError(f"a budget must be positive, {asked:g} was asked for")
@@ -93,11 +92,10 @@ def _fully_merged(
     if budget.widths is not None or (budget.width is not None and budget.width != 1.0):
         raise BudgetError(f"{method} merges everything: its width is 1 (1 to 1)")
     if budget.width is None:
-        measure = _measure(budget)
-        base = float(np.mean([measure(p.module, inputs) for p in emit.programs]))
-        have = measure(result.module, inputs) / base
+        base = _of_sources(budget, emit.programs, inputs)
+        have = _measure(budget)(result.module, inputs) / base
         if asked is None or have > asked * 1.0001:
-            raise BudgetError(f"{method} needs {have:.3f} (feasible from {have:.3f} up)")
+            raise BudgetError(f"{method} needs {have:.3f} (feasible from {_up(have)} up)")
     return plan, result
 
 
@@ -127,6 +125,17 @@ def _measure(budget: Budget) -> Measure:
     if budget.params is not None:
         return lambda m, x: float(count(m, x).params)
     return seconds
+
+
+def _of_sources(budget: Budget, programs: Sequence[Program], inputs: tuple[Tensor, ...]) -> float:
+    """What one of the sources executes, stores or takes, in the mean."""
+    found = float(np.mean([_measure(budget)(p.module, inputs) for p in programs]))
+    if found <= 0:
+        raise BudgetError(
+            "the sources have nothing that a budget could be relative to: no parameters, or none "
+            "that multiply; give a width"
+        )
+    return found
 
 
 def seconds(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
@@ -192,12 +201,17 @@ def _search(
         if found and found[-1].have >= LOOSE * min(asked, sources):
             break
     if not found:
-        raise BudgetError(f"no network meets {asked:g}: feasible from {least:.3f} to {sources}")
+        raise BudgetError(f"no network meets {asked:g}: feasible from {_up(least)} to {sources}")
     chosen = min(found, key=lambda one: _error(one.plan))
     for other in found:
         if other is not chosen and other.result is not None:
             discard(other.result.module)
     return chosen.plan, chosen.result or emit(chosen.plan)
+
+
+def _up(least: float) -> str:
+    """Three decimals that suffice."""
+    return f"{math.ceil(least * 1000 - 1e-6) / 1000:.3f}"
 
 
 def _error(plan: Plan) -> float:

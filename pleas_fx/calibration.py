@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from pleas_fx.errors import CalibrationError, OptionError
+from pleas_fx.modes import ordinary
 
 Shape = tuple[int, ...]
 
@@ -242,7 +243,7 @@ def _parts(item: object, inputs: int, name: str) -> list[Tensor | np.ndarray]:
 
 def _tensor(value: Tensor | np.ndarray, name: str) -> Tensor:
     if isinstance(value, Tensor):
-        tensor = value.detach()
+        tensor = ordinary(value.detach())
     else:
         try:
             native = value.dtype.newbyteorder("=")
@@ -251,7 +252,8 @@ def _tensor(value: Tensor | np.ndarray, name: str) -> Tensor:
             raise CalibrationError(f"{name} is an array of {value.dtype}, not numbers") from error
     if tensor.dtype == torch.uint8:
         raise CalibrationError(
-            f"{name} holds uint8 pixels: scale them to [0, 1] and normalise them as in training"
+            f"{name} holds uint8 pixels: make them floating point, scaled and normalised as "
+            "in training (x.float() if the network does that itself)"
         )
     if tensor.dtype not in DTYPES:
         raise CalibrationError(f"{name} has dtype {tensor.dtype}, expected floating point")

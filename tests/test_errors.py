@@ -84,6 +84,20 @@ def looked(*orders: list[int]) -> Callable[[], object]:
     return lambda: pf.merge([Looked(o) for o in orders], good(), width=1.0, progress=False)
 
 
+def linear(kind: str) -> nn.Module:
+    """A network whose last layer is dynamically quantised, traced, or has no values yet."""
+    last = nn.LazyLinear(4) if kind == "lazy" else nn.Linear(6, 4)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last).eval()
+    if kind == "traced":
+        return torch.jit.trace(model, good()[:2])  # type: ignore[no-any-return]
+    return torch.ao.quantization.quantize_dynamic(model) if kind == "quantised" else model
+
+
+def of_linear(kind: str) -> Callable[[], object]:
+    """A merge of two of these."""
+    return lambda: pf.merge([linear(kind), linear(kind)], good(), progress=False)
+
+
 def test_equal_tables_are_no_difference() -> None:
     """Tables of integers say what moves where; equal ones say the same."""
     looked([3, 1, 2], [3, 1, 2])()
@@ -117,6 +131,19 @@ CASES: dict[str, tuple[Callable[[], object], type[pf.PleasError], str]] = {
     ),
     "empty data": (data_only(good()[:0]), pf.CalibrationError, "empty"),
     "no batches": (data_only([]), pf.CalibrationError, "empty"),
+    "a quantised model": (of_linear("quantised"), pf.TraceError, "quantised"),
+    "a traced model": (of_linear("traced"), pf.TraceError, "TorchScript"),
+    "a model without values": (
+        lambda: pf.merge([NETWORK.make(0).to("meta"), NETWORK.make(1)], good(), progress=False),
+        pf.SourceError,
+        "meta",
+    ),
+    "a lazy model": (of_linear("lazy"), pf.SourceError, "lazy"),
+    "FLOPs of a network without any": (
+        lambda: pf.merge([nn.ReLU(), nn.ReLU()], good(), flops=1.0, progress=False),
+        pf.BudgetError,
+        "give a width",
+    ),
     "integer data": (data_only((good() * 50).byte()), pf.CalibrationError, "uint8"),
     "mis-shaped data": (data_only(good()[:, :1]), pf.TraceError, "channels"),
     "shapes that differ between batches": (
