@@ -66,6 +66,7 @@ class Walk:
         self.everyone = joint(table.present)
         self.singles = tuple(only(s) for s in table.present)
         self.whole_first = tuple(dict.fromkeys((self.everyone, *self.singles)))
+        self._fixed = frozenset(group.id for group in symmetries[0].fixed)
         self.slots = {
             (s, S): table.slot_of(s, S, len(self.layouts[s].group))
             for s in range(self.sources)
@@ -191,6 +192,34 @@ class Walk:
         sizes = [int((self.layouts[s].group == group).sum()) for s in members(membership)]
         return slots >= max(sizes)
 
+    def whole_reads(self, node: fx.Node) -> dict[Membership, dict[fx.Node, fx.Node]]:
+        """Lanes of an operator that needs all channels, and what each reads of every operand.
+
+        Where none has all of its own, a source's reads merged ones that lie as they do there.
+        """
+        wanted = [S for S in self.whole_first if self.is_whole(self.result_groups(node), S)]
+        for others in ((), self.whole_first):
+            served = {S: (S, *(T for T in others if T & S == S)) for S in wanted}
+            reads = {S: self._whole_read(node, lanes) for S, lanes in served.items()}
+            found = {S: read for S, read in reads.items() if read is not None}
+            if found:
+                return found
+        return {}
+
+    def _whole_read(
+        self, node: fx.Node, lanes: tuple[Membership, ...]
+    ) -> dict[fx.Node, fx.Node] | None:
+        found: dict[fx.Node, fx.Node] = {}
+        for operand in node.all_input_nodes:
+            value = self.env[operand.name]
+            able = lanes if value.groups <= self._fixed else lanes[:1]
+            picked = (self.pick(value, T) for T in able if self.is_whole(value.groups, T))
+            read = next((p for p in picked if p is not None), None)
+            if read is None:
+                return None
+            found[operand] = read
+        return found
+
     # -- the merged graph --------------------------------------------------------------------
 
     def emit(
@@ -279,7 +308,8 @@ class Walk:
         """A number, or a size that is the same node in all lanes: nobody's in particular."""
         nodes = set(lanes.values())
         value = self.values[next(iter(nodes))]
-        return _plain(value) or (isinstance(value, torch.Size) and len(nodes) == 1)
+        plain = not isinstance(value, (Tensor, tuple, list))
+        return plain or (isinstance(value, torch.Size) and len(nodes) == 1)
 
     def verify(self, node: fx.Node, membership: Membership, emitted: fx.Node) -> None:
         """The lane holds exactly the channels of its membership, as often as the source does.
@@ -463,10 +493,6 @@ class Walk:
 def split(membership: Membership) -> list[Membership]:
     """The single-source memberships inside one."""
     return [only(s) for s in members(membership)]
-
-
-def _plain(value: Any) -> bool:
-    return not isinstance(value, (Tensor, tuple, list))
 
 
 def sorted_lanes(lanes: Iterable[Membership]) -> list[Membership]:

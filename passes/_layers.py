@@ -477,20 +477,13 @@ class Layers:
             for name in module.state_dict()
             for classes in self.parameters.labelled(f"{node.target}.{name}").values()
         ]
-        groups = walk.operand_groups(node) | walk.result_groups(node)
         inside = walk.groups_of(axes)
-        for S in walk.whole_first:
-            if not walk.is_whole(groups, S):
-                continue
+        for S, reads in walk.whole_reads(node).items():
             averaged = len(members(S)) > 1
             if averaged and (not walk.is_whole(inside, S) or any(c.ndim > 1 for c in axes)):
                 continue
-            picked = [walk.pick(v, S) for v in walk.operands(node)]
-            if any(p is None for p in picked):
-                continue
             name = self._place(node, self._averaged(node, module, S), S, walk.sources + 1)
-            chosen = dict(zip(node.all_input_nodes, picked, strict=True))
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), chosen.__getitem__)
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), reads.__getitem__)
             lanes[S] = walk.emit("call_module", name, args, kwargs)
             walk.relabel(node, S, lanes[S])
         if not lanes:

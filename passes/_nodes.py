@@ -211,17 +211,12 @@ class Nodes:
 
     def _opaque(self, node: fx.Node) -> None:
         """The operator reads its channels in ways unknown: every lane must be whole."""
-        walk = self.walk
-        groups = walk.operand_groups(node)
-        lanes = {}
-        for S in walk.whole_first:
-            if not walk.is_whole(groups, S):
-                continue
-            loaded = self._load(node, S)
-            if loaded is not None:
-                lanes[S] = self._emit(node, *loaded)
-                if walk.labelled(node):
-                    walk.relabel(node, S, lanes[S])
+        walk, lanes = self.walk, {}
+        for S, reads in walk.whole_reads(node).items():
+            arguments = fx.node.map_arg(walk.arguments(node, S), reads.__getitem__)
+            lanes[S] = self._emit(node, *arguments)
+            if walk.labelled(node):
+                walk.relabel(node, S, lanes[S])
         if not lanes:
             raise walk.mismatch(node, "an operator needs all channels")
         walk.keep(node, lanes)

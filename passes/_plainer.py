@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,13 +19,43 @@ EXTREMES: dict[Any, Any] = {
 
 
 def plainer(module: fx.GraphModule) -> None:
-    """In place: gated linear units as products, extremes along a dim without their indices."""
+    """In place: gated linear units as products, extremes along a dim without their indices,
+    dataclasses as dictionaries.
+    """
+    _open_records(module.graph)
     for node in list(module.graph.nodes):
         with module.graph.inserting_before(node):
             found = _gated(module, node) or _extreme(node)
         for old, new in found or ():
             old.replace_all_uses_with(new)
             module.graph.erase_node(old)
+
+
+def is_record(value: Any) -> bool:
+    """Whether a value is of a dataclass that torch doesn't look into."""
+    return is_dataclass(value) and not isinstance(value, (type, dict))
+
+
+def _open_records(graph: fx.Graph) -> None:
+    """What builds a dataclass of tensors: who reads a field reads the tensor."""
+    for node in reversed(list(graph.nodes)):
+        kind = node.target
+        if node.op == "call_function" and isinstance(kind, type) and is_dataclass(kind):
+            _open_record(node, kind)
+
+
+def _open_record(node: fx.Node, kind: type) -> None:
+    names = [field.name for field in fields(kind) if field.init]
+    content: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    for user in list(node.users):
+        if user.target is getattr and user.args[1] in content:
+            user.replace_all_uses_with(content[str(user.args[1])])
+            node.graph.erase_node(user)
+            continue
+        user.args, user.kwargs = fx.node.map_arg(
+            (user.args, user.kwargs), lambda n: content if n is node else n
+        )
+    node.graph.erase_node(node)
 
 
 Replacements = list[tuple[fx.Node, fx.Node]]  # in the order in which they can be erased

@@ -52,7 +52,8 @@ def lower(program: Program) -> Program:
     if _names(module) == _names(program.module):  # no layer came or went
         return replace(program, module=module)
     layers = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
-    return traced(module, program.inputs, leaves=layers)  # what wasn't entered stays so
+    again = traced(module, program.inputs, leaves=layers)  # what wasn't entered stays so
+    return replace(again, general=program.general)
 
 
 def _names(module: fx.GraphModule) -> list[str]:

@@ -81,7 +81,17 @@ def rewrite(
     return _finish(walk, layers, nodes)
 
 
+UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
 def _emit(walk: Walk, layers: Layers, nodes: Nodes, node: fx.Node, heads: str) -> None:
+    try:
+        _emit_lanes(walk, layers, nodes, node, heads)
+    except UNFORESEEN as error:  # what isn't understood stays whole
+        raise walk.mismatch(node, f"{type(error).__name__}: {error}") from error
+
+
+def _emit_lanes(walk: Walk, layers: Layers, nodes: Nodes, node: fx.Node, heads: str) -> None:
     walk.enter(node)
     if node.op == "output":
         nodes.output(node, heads)

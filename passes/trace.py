@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,21 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from passes._batch import batch, one_more, open_batch
 from passes._concrete import concrete_trace, is_composed
 from passes._exported import drop_guards, exported, is_exported
 from passes._inline import inlined
 from passes._inplace import without_writes
-from passes._plainer import plainer
+from passes._plainer import is_record, plainer
 from passes._read_only import WriteError, read_only
 from passes._wrappers import full_precision, unwrapped
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
 from pleas_fx.module_tree import constants, copied, forgetful, kept_values, leave_out, twin
+
+Inputs = tuple[Tensor, ...]
+FrontEnd = Callable[[nn.Module, Inputs], fx.GraphModule]
+Ends = dict[str, FrontEnd]
 
 SAME = 1e-4  # relative; the same operators in the same order usually agree to the bit
 
@@ -32,7 +37,7 @@ class Trace:
 
     name: str = "trace"
 
-    def run(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+    def run(self, model: nn.Module, inputs: Inputs) -> Program:
         return trace(model, inputs)
 
 
@@ -71,35 +76,41 @@ def _sharing(
         return None
     with read_only(model) as guard:
         try:
-            program = _first_success(_own(twin(model), given), given, _followed(given, leaves))
+            program = _first_success(_own(twin(model), given), given, _followed(leaves))
         except (TraceError, WriteError):
             return None
-    return None if guard.written else program
+    return None if guard.written or not program.general else program
 
 
 def traced(own: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str] = ()) -> Program:
     """The same of a module that nobody else has: its parameters become the program's."""
     given = tuple(inputs)
-    first = {} if is_exported(own) and not leaves else _followed(given, leaves)
-    last = {"nor by torch.export": partial(exported, inputs=given)}  # which knows no modules
+    first = {} if is_exported(own) and not leaves else _followed(leaves)
+    last: Ends = {"nor by torch.export": exported}  # which knows no modules
     return _first_success(own, given, first | ({} if leaves else last))
 
 
-def _followed(given: tuple[Tensor, ...], leaves: Collection[str]) -> dict[str, FrontEnd]:
+def _followed(leaves: Collection[str]) -> Ends:
     """Front ends that run the model's code, and what it means that one fails."""
     return {
         "can't be traced by torch.fx": partial(_symbolic, leaves=leaves),
-        "nor with known sizes": partial(concrete_trace, inputs=given, leaves=leaves),
+        "nor with known sizes": partial(concrete_trace, leaves=leaves),
     }
 
 
-def _first_success(own: nn.Module, given: tuple[Tensor, ...], ends: dict[str, FrontEnd]) -> Program:
-    failures = []
+def _first_success(own: nn.Module, given: Inputs, ends: Ends) -> Program:
+    failures, special = [], None
     for name, front_end in ends.items():
         try:
-            return _program(front_end, own, given)
+            program = _opened(_program(front_end, own, given), front_end, own)
         except TraceError as failure:
             failures.append(f"{name}: {failure}")
+            continue
+        if program.general:
+            return program
+        special = special or program
+    if special is not None:
+        return special
     raise TraceError(f"{type(own).__name__} {'; '.join(failures)}")
 
 
@@ -122,8 +133,6 @@ def _without_weights(module: nn.Module) -> str | None:
 
 PACKED = {"quantized", "qat", "quantization"}  # packages of torch
 
-FrontEnd = Callable[[nn.Module], fx.GraphModule]
-
 
 class _Symbolic(fx.Tracer):
     def __init__(self, model: nn.Module, leaves: Collection[str]) -> None:
@@ -140,15 +149,15 @@ class _Symbolic(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def _symbolic(model: nn.Module, leaves: Collection[str]) -> fx.GraphModule:
+def _symbolic(model: nn.Module, _: Inputs, leaves: Collection[str]) -> fx.GraphModule:
     tracer = _Symbolic(model, leaves)
     graph = tracer.trace(model)
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
-def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+def _program(front_end: FrontEnd, model: nn.Module, inputs: Inputs) -> Program:
     try:
-        module = front_end(twin(model))
+        module = front_end(twin(model), inputs)
     except Exception as error:
         raise TraceError(_first_line(error)) from error
     try:
@@ -160,7 +169,23 @@ def _program(front_end: FrontEnd, model: nn.Module, inputs: tuple[Tensor, ...]) 
     return _finished(module, model, inputs)
 
 
-def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
+def _opened(program: Program, front_end: FrontEnd, model: nn.Module) -> Program:
+    """The same for any number of examples, if code has only made a number of theirs."""
+    examples = batch(program.inputs)
+    if program.general or examples is None:
+        return program
+    try:
+        longer = _program(front_end, model, one_more(program.inputs)).module
+    except TraceError:
+        return program
+    if not open_batch(program.module, longer, examples):
+        return program
+    program.module.recompile()
+    general = _is_general(program.module, model, program.inputs)
+    return replace(program, modules=_paths(program.module), general=general)
+
+
+def _finished(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> Program:
     leave_out(module, constants(model))  # torch.fx copies buffers as lasting ones
     without_writes(module)  # first: what only writes in place looks dead
     drop_guards(module)
@@ -170,7 +195,7 @@ def _finished(module: fx.GraphModule, model: nn.Module, inputs: tuple[Tensor, ..
     _check(result, model, inputs)
     module.graph.lint()
     module.recompile()
-    return Program(module, inputs, shapes, _paths(module))
+    return Program(module, inputs, shapes, _paths(module), _is_general(module, model, inputs))
 
 
 def _first_line(error: Exception) -> str:
@@ -217,9 +242,7 @@ def module_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _run(
-    module: fx.GraphModule, inputs: tuple[Tensor, ...]
-) -> tuple[dict[str, tuple[int, ...]], Any]:
+def _run(module: fx.GraphModule, inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], Any]:
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     required = [n for n in placeholders if not n.args]
     if not len(required) <= len(inputs) <= len(placeholders):
@@ -236,21 +259,64 @@ def _run(
     return runner.shapes, result
 
 
-def _check(result: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check(result: Any, model: nn.Module, inputs: Inputs) -> None:
     """Compare with the model itself: not every write through a view survives tracing."""
-    with torch.no_grad():
-        wanted = twin(model)(*(t.detach().clone() for t in inputs))
-    found, expected = (
-        [t for t in tree_leaves(r) if isinstance(t, Tensor)] for r in (result, wanted)
-    )
-    if len(found) != len(expected) or not all(map(_close, found, expected)):
+    try:
+        wanted = _called(twin(model), inputs)
+    except Exception as error:  # it takes its inputs by name, say
+        raise TraceError(f"the model fails on the example inputs: {_first_line(error)}") from error
+    if not _tensors(wanted):
+        raise TraceError(f"the model returns no tensors, but {type(wanted).__name__}")
+    if not _agree(result, wanted):
         raise TraceError(
             f"the graph of {type(model).__name__} doesn't compute what the model does: it "
             "writes into a slice of a tensor, or is random in eval mode"
         )
 
 
+def _is_general(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the graph is the model's for another number of examples, too.
+
+    A loop over the examples is as long as the batch; the model itself may be for one size. One
+    more shows that; one less would leave such a loop with nothing to do.
+    """
+    if batch(inputs) is None:
+        return True
+    others = one_more(inputs)
+    try:
+        wanted = _called(twin(model), others)
+    except Exception:  # noqa: BLE001 (anybody's code)
+        return not is_exported(model)
+    try:
+        return _agree(_called(module, others), wanted)
+    except Exception:  # noqa: BLE001 (whatever an operator raises for such sizes)
+        return False
+
+
+def _called(model: nn.Module, inputs: Inputs) -> Any:
+    with torch.no_grad():
+        return model(*(t.detach().clone() for t in inputs))
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    """In order, also those of records, which torch doesn't enter."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(result):
+        if is_record(leaf):
+            found += _tensors([getattr(leaf, field.name) for field in fields(leaf)])
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+    return found
+
+
+def _agree(result: Any, wanted: Any) -> bool:
+    found, expected = _tensors(result), _tensors(wanted)
+    return len(found) == len(expected) and all(map(_close, found, expected))
+
+
 def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
     a, b = found.double(), expected.double()
     return bool(((a - b).norm() <= SAME * b.norm()) | ~b.isfinite().all())
 

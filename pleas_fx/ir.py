@@ -62,6 +62,7 @@ class Program:
     inputs: tuple[Tensor, ...]
     shapes: Mapping[str, tuple[int, ...]]
     modules: Mapping[str, str]  # node name -> path of the module whose code made it
+    general: bool = True  # holds for other numbers of examples, too, where the model does
 
     def __str__(self) -> str:
         rows = (

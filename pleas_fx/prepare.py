@@ -74,7 +74,14 @@ def _traced(
     models: Sequence[nn.Module], inputs: tuple[Tensor, ...], leaves: Collection[str], clock: Clock
 ) -> Programs:
     with clock.time("trace"):
-        return tuple(lower(trace(model, inputs, leaves=leaves)) for model in models)
+        programs = tuple(lower(trace(model, inputs, leaves=leaves)) for model in models)
+    for number, program in enumerate(programs):
+        if not program.general:
+            raise TraceError(
+                f"source {number} has a graph for batches of {len(inputs[0])} only: its code loops "
+                "over the examples, or their number is written into it"
+            )
+    return programs
 
 
 def _retraced(

@@ -70,7 +70,7 @@ def test_channels_written_across_are_held() -> None:
     labeller, _ = written(
         lambda x, p, q: (p.view(-1, 1) + x).copy_(q.expand(ROWS, -1)), (ROWS,), (COLUMNS,)
     )
-    held = "combined with a value that has no labels along this axis"  # the sum with the input
+    held = "combined with what is fixed along this axis"  # the sum with the input
     written_across = "copy_: the written channels don't line up with the target's"
     assert reasons(labeller) == {held, written_across}
 
@@ -78,7 +78,7 @@ def test_channels_written_across_are_held() -> None:
 def test_a_value_that_differs_between_channels_holds_them() -> None:
     """The input has no channels: what it writes has places that may not move."""
     labeller, _ = written(lambda x, p: p.clone().copy_(x), (ROWS, COLUMNS))
-    assert reasons(labeller) == {"combined with a value that has no labels along this axis"}
+    assert reasons(labeller) == {"combined with what is fixed along this axis"}
     assert sum(len(pin.labels) for pin in labeller.pins) == ROWS + COLUMNS
 
 

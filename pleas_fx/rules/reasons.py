@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-COMBINED = "combined with a value that has no labels along this axis"
-SUMMED = "summed with a value that has no labels along this axis"
+COMBINED = "combined with what is fixed along this axis"
+SUMMED = "reads what is fixed along this axis (the network's input, say)"
 WRITTEN = "a constant written in the model's code"
 SLIDES = "a convolution slides over this axis"
 SEVERAL = "concatenated along a dim with several coordinates"
