@@ -17,6 +17,7 @@ PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 SUFFIXES = (SAFE, *PICKLED)
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
+COUNTER = "num_batches_tracked"
 
 
 def read_tensors(path: Path) -> object:
@@ -47,7 +48,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     state = _state_dict(read_tensors(path), path)
     own = model.state_dict()
-    state = _without_prefixes(state, own)
+    state = _own_part(_without_prefixes(state, own), own, path)
     _check_keys(state, own, path)
     try:
         model.load_state_dict(state, strict=False)
@@ -106,10 +107,23 @@ def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(found: object) -> object | None:
-    """The state dict inside a training checkpoint, None when ``found`` isn't one."""
+    """The state dict inside a training checkpoint, None when ``found`` isn't one.
+
+    By the usual names, or the only entry that holds tensors by name.
+    """
     if not isinstance(found, Mapping):
         return None
-    return next((found[k] for k in WRAPPERS if isinstance(found.get(k), Mapping)), None)
+    usual = [found[k] for k in WRAPPERS if isinstance(found.get(k), Mapping)]
+    others = [] if usual else [value for value in found.values() if _holds_tensors(value)]
+    return usual[0] if usual else others[0] if len(others) == 1 else None
+
+
+def _holds_tensors(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
 
 
 def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,9 +135,30 @@ def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> di
     return state
 
 
+def _own_part(state: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The network's own where a training script keeps more, all of it behind one prefix.
+
+    An attribute of a Lightning module, say, beside losses and metrics.
+    """
+    wanted = [key for key in own if not key.endswith(COUNTER)]
+    if not wanted or wanted[0] in state:
+        return state
+    ends = [key.removesuffix(wanted[0]) for key in state if key.endswith("." + wanted[0])]
+    found = [prefix for prefix in ends if all(prefix + key in state for key in wanted)]
+    if len(found) > 1:
+        raise SourceError(
+            f"{path}: holds the network more than once, behind {' and '.join(map(repr, found))}; "
+            "save the one that is meant"
+        )
+    if not found:
+        return state
+    (prefix,) = found
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 def _check_keys(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     # Checkpoints from before PyTorch 0.4.1 have no batch counters; nothing reads them in eval mode.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    missing = [k for k in own if k not in state and not k.endswith(COUNTER)]
     unexpected = [k for k in state if k not in own]
     if missing:
         raise SourceError(f"{path}: {missing[0]!r} is missing{_more(missing, unexpected)}")

@@ -152,7 +152,9 @@ def merge(
     seed: Seed = None,
     synthetic: Synthetic = None,
     trials: Trials = None,
-    out: Annotated[str | None, typer.Option(help="The folder to write; out/merged.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="The folder to write; out/merged.")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -201,7 +203,9 @@ def evaluate(
 @app.command()
 def export(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("merged.onnx"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "merged.onnx"
+    ),
     input: Input = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -216,7 +220,7 @@ def export(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("out"),
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pleas_fx.errors import SourceError
 from pleas_fx.sources import load_model
 from tests import model_files
 from tests.model_files import FACTORY, plain, refused
@@ -97,6 +98,14 @@ class TestWeights:
             lambda s: {f"module.{k}": v for k, v in s.items()},
             lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
             lambda s: {k: v for k, v in s.items() if "num_batches" not in k},
+            lambda s: {"net": s, "acc": 91.2, "optimizer": {"state": {}, "param_groups": []}},
+            lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
+            lambda s: {
+                "state_dict": {
+                    "loss.weight": torch.ones(2),
+                    **{f"model.net.{k}": v for k, v in s.items()},
+                }
+            },
         ],
     )
     def test_usual_checkpoints(
@@ -110,6 +119,16 @@ class TestWeights:
         assert torch.equal(
             found.state_dict()["bn.running_var"], model.state_dict()["bn.running_var"]
         )
+
+    def test_a_network_kept_twice_has_to_be_named(
+        self, factory: Path, model: nn.Module, tmp_path: Path
+    ) -> None:
+        """A teacher and its student, say: nobody knows which is meant."""
+        path = tmp_path / "w.pt"
+        twice = {f"{who}.{k}": v for who in ("ema", "net") for k, v in plain(model).items()}
+        torch.save(twice, path)
+        with pytest.raises(SourceError, match=r"more than once, behind 'ema\.' and 'net\.'"):
+            load_model(f"{factory}:small@{path}")
 
     def test_folders_may_hold_an_at_sign(self, model: nn.Module, tmp_path: Path) -> None:
         """Only the @ after the factory separates the weights."""
