@@ -23,6 +23,10 @@ class ReadOnly(TorchDispatchMode):
         self.kept = {_storage(tensor) for tensor in kept}
         self.written = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nobody compiles this; what it would import takes seconds
+
     def __torch_dispatch__(
         self,
         func: Any,

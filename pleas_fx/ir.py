@@ -6,6 +6,7 @@ a *slot* is one channel of the merged network, its *membership* the sources it s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
@@ -289,3 +290,22 @@ class Report:
     seconds: Mapping[str, float]
     peak_bytes: int = 0  # largest amount of activations held at once while fitting
     warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        base = self.sources[0]
+        rows = [
+            f"{name:9}{count.params:>14,} parameters, {count.params / max(base.params, 1):.2f}x"
+            f"{count.flops:>20,} FLOPs, {count.flops / max(base.flops, 1):.2f}x"
+            for name, count in (
+                *((f"source {k}", own) for k, own in enumerate(self.sources)),
+                ("merged", self.merged),
+            )
+        ]
+        fitted = [layer for layer in self.layers if math.isfinite(layer.residual)]
+        if fitted:
+            worst = max(fitted, key=lambda layer: layer.residual)
+            rows.append(f"layers unexplained by {worst.residual:.1%} at most ({worst.name})")
+        slowest = sorted(self.seconds.items(), key=lambda item: -item[1])[:3]
+        steps = ", ".join(f"{name} {spent:.1f}" for name, spent in slowest)
+        rows.append(f"{sum(self.seconds.values()):.1f} s ({steps})")
+        return "\n".join([*rows, *(f"warning: {text}" for text in self.warnings)])

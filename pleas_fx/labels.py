@@ -287,6 +287,10 @@ class Labeller(TorchDispatchMode):
 
     # -- the dispatch ------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nobody compiles this; what it would import takes seconds
+
     def __torch_dispatch__(
         self,
         func: Any,

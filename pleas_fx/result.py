@@ -13,7 +13,7 @@ from pleas_fx.ir import Plan, Report, Symmetry
 RecipeValue = str | float | int | bool | None | list["RecipeValue"] | dict[str, "RecipeValue"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MergeResult:
     """One merged network and the evidence that comes with it."""
 
@@ -30,3 +30,16 @@ class MergeResult:
         from pleas_fx.artefact import save
 
         return save(self, Path(folder))
+
+    def __repr__(self) -> str:
+        merged, source = self.report.merged, self.report.sources[0]
+        return (
+            f"MergeResult({len(self.report.sources)} sources, "
+            f"{merged.flops / max(source.flops, 1):.2f}x FLOPs, "
+            f"{merged.params / max(source.params, 1):.2f}x parameters, "
+            f"outputs {', '.join(self.output_names)})"
+        )
+
+    def __str__(self) -> str:
+        notes = [self.plan.note] if self.plan.note else []
+        return "\n".join([str(self.report), *notes, f"outputs: {', '.join(self.output_names)}"])

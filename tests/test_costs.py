@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import pleas_fx as pf
 from passes.groups import groups
 from passes.trace import trace
 from pleas_fx.costs import terms
-from tests.networks import noise
+from pleas_fx.explicit import explicit_operators, steps_of
+from tests.merging import NAMES
+from tests.networks import NETWORKS, noise
 from tests.randomise import seeded
 
 TOKENS, WIDTH = 10, 8
@@ -119,3 +126,26 @@ def test_recurrent_layers_cost_their_weights_at_every_step(
     found = terms(program, groups(program).layout)
     assert sum(term.flops for term in found) == wanted
     assert sum(term.params for term in found) == pf.count(model, x).params
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_count_is_that_of_torchs_own_counter(name: str) -> None:
+    """``FlopCounterMode`` follows modules by hooks; the sum is the same."""
+    network = NETWORKS[name]
+    model, inputs = network.make(0), tuple(t[:1] for t in network.inputs())
+    counter = FlopCounterMode(display=False)
+    detached = {key: p.detach() for key, p in model.named_parameters()}
+    with explicit_operators(), steps_of(*model.modules()), torch.no_grad(), counter:
+        functional_call(model, detached, inputs)
+    assert pf.count(model, inputs).flops == counter.get_total_flops() > 0
+
+
+def test_a_merge_imports_no_compiler() -> None:
+    """Which takes seconds, and which modes of dispatch ask for unless they say otherwise."""
+    program = """
+import sys, torch, pleas_fx
+models = [torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1)) for _ in "ab"]
+pleas_fx.merge([m.eval() for m in models], torch.randn(8, 3, 6, 6), flops=1.0, progress=False)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
