@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from passes._batch import batch, one_more, open_batch
+from passes._behaving import with_norms
 from passes._concrete import concrete_trace, is_composed
 from passes._exported import drop_guards, exported, is_exported
 from passes._inline import inlined
@@ -65,7 +66,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str]
 
 def _own(copy: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
     """What is traced of a copy: the model in eval mode, and nothing around it."""
-    return unwrapped(forgetful(copy).eval(), given)
+    return with_norms(unwrapped(forgetful(copy).eval(), given))
 
 
 def _sharing(
