@@ -65,8 +65,10 @@ NOT_VARIED = """
 Not varied, since it can't matter: a second sweep of the fit (what a layer reads is made by layers
 fitted before it, so a second walk solves the same systems again), and where the statistics of batch
 norms behind a layer come from (both are solved for as one affine map, whatever the statistics).
-Not tried: matching again after fitting. On independent sources the default pairs no channels but
-those of inputs and outputs, and fine-tunes match as they lie.
+Nor can matching again after fitting: on independent sources the default pairs no channels but those
+of inputs and outputs, and fine-tunes match as they lie. Where everything is merged, each source's
+channels match just those channels of the merged network that were made of them
+(`python -m benchmarks.accuracy.rematched`: no pair changes).
 """
 
 
