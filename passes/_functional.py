@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         "dilation",
     ),
     "linear": ("input", "weight", "bias"),
+    "product": ("input", "other"),
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
@@ -119,6 +121,10 @@ MAKERS: dict[Any, tuple[str, Maker]] = {
     F.group_norm: ("group_norm", _group_norm),
     F.batch_norm: ("batch_norm", _batch_norm),
     F.prelu: ("prelu", _prelu),
+    **dict.fromkeys(
+        (torch.matmul, torch.mm, operator.matmul, "matmul", "mm", "__matmul__"),
+        ("product", _linear),
+    ),
 }
 
 NORMS = (F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm)  # may have no parameters
@@ -138,13 +144,13 @@ def functional_layer(
     module: fx.GraphModule, node: fx.Node, shapes: Mapping[str, tuple[int, ...]]
 ) -> FunctionalLayer | None:
     """What a call is as a layer; None where it isn't one, or a parameter is computed from data."""
-    if node.op != "call_function" or node.target not in MAKERS:
+    if not node.op.startswith("call_") or node.target not in MAKERS:
         return None
     names, make = MAKERS[node.target]
     arguments: dict[str, Any] = dict(zip(ARGUMENTS[names], node.args, strict=False))
     arguments.update(node.kwargs)
     source = arguments.pop("input")
-    keys = _load_state(module, arguments)
+    keys = _load_matrix(module, arguments) if names == "product" else _load_state(module, arguments)
     if arguments.get("training") or keys is None or source.name not in shapes:
         return None
     if any(isinstance(value, fx.Node) for value in arguments.values()):
@@ -170,6 +176,18 @@ def call_instead(
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
     return call
+
+
+def _load_matrix(module: fx.GraphModule, arguments: dict[str, Any]) -> dict[str, str] | None:
+    """The second factor as a linear layer's weight, which no parameter is as it lies."""
+    other = arguments.pop("other", None)
+    if not isinstance(other, fx.Node) or other.op != "get_attr":
+        return None
+    matrix = attribute(module, str(other.target)).detach()
+    if matrix.dim() != 2 or not matrix.is_floating_point():
+        return None
+    arguments["weight"] = matrix.mT
+    return {}
 
 
 def _load_state(module: fx.GraphModule, arguments: dict[str, Any]) -> dict[str, str] | None:

@@ -157,9 +157,10 @@ class Nodes:
 
     def _lane_wise(self, node: fx.Node, operands: list[Value]) -> None:
         walk = self.walk
-        wanted = sorted_lanes({S for v in operands if v.labelled for S in v.lanes})
+        labelled = [v for v in operands if v.labelled]
+        planned = [v for v in labelled if v.groups] or labelled  # else in all lanes: a fixed kernel
         lanes = {}
-        for S in wanted:
+        for S in sorted_lanes({S for v in planned for S in v.lanes}):
             loaded = self._load(node, S)
             if loaded is None:
                 raise walk.mismatch(node, "operands don't have the same lanes")

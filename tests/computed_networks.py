@@ -82,3 +82,56 @@ class FrozenNorm(nn.Module):
         weight, bias = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
         scale = weight * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
         return x * scale + (bias - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+
+class SmoothNet(nn.Module):
+    """Pooling with one kernel, repeated for all channels, as antialiased networks do."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.register_buffer("kernel", torch.rand(1, 1, 3, 3))
+        self.last = nn.Sequential(nn.Conv2d(8, 9, 3, padding=1), nn.BatchNorm2d(9), nn.ReLU())
+        self.fc = nn.Linear(9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        channels = x.shape[1]
+        kernels = self.kernel.repeat(channels, 1, 1, 1)
+        x = F.conv2d(x, kernels, stride=2, padding=1, groups=channels)
+        return self.fc(pooled(self.last(x)))
+
+
+class ContrastNet(nn.Module):
+    """Similarities to learned vectors, scaled: the head of CLIP's classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.project = nn.Conv2d(8, 7, 1)
+        self.names = nn.Parameter(torch.randn(CLASSES, 7))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = F.normalize(pooled(self.project(self.stem(x))), dim=-1)
+        return self.scale.exp() * found @ F.normalize(self.names, dim=-1).t()
+
+
+class VladNet(nn.Module):
+    """Residuals to soft centres, flattened and normalised (NetVLAD): two channels an entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.assign = nn.Conv1d(8, 5, 1)
+        self.centres = nn.Parameter(torch.randn(1, 5, 8))
+        self.fc = nn.Linear(40, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(self.stem(x).flatten(2), dim=1)
+        weights = self.assign(x).softmax(1)
+        found = torch.einsum("nkp,ncp->nkc", weights, x)
+        found = found - weights.sum(2, keepdim=True) * self.centres
+        return self.fc(F.normalize(F.normalize(found, dim=2).flatten(1)))

@@ -238,6 +238,9 @@ _ALL = (
     _network("rms_norm", small.RootMeanSquareNet, _SMALL),
     _network("weight_standardised", computed.StandardisedNet, _SMALL),
     _network("same_padding", computed.SameNet, _SMALL),
+    _network("smooth", computed.SmoothNet, _SMALL),
+    _network("contrast", computed.ContrastNet, _SMALL),
+    _network("vlad", computed.VladNet, _SMALL),
     # channels moved, tied, split and gated
     _network("flatten", small.FlattenNet, _SMALL),
     _network("unet", partial(small.UNet, transposed=False), (2, 3, 16, 16)),
@@ -306,7 +309,7 @@ BATCHNORM_CNNS = frozenset(
     unet_transposed channel_attention gated channel_shuffle grouped separable shared cnn1d cnn3d
     padded_shortcut aggregating lambda split_attention selective nested_blocks crossed_blocks
     linear_attention detector two_inputs patch_transform same_padding bins anchors relative
-    involution patches keypoints swapped columns columns_gru last_state
-    last_state_rnn""".split()
+    involution patches keypoints swapped columns columns_gru last_state last_state_rnn smooth
+    contrast vlad""".split()
 )
 """Networks whose every normalisation is BatchNorm, and where no operator depends on order."""

@@ -26,7 +26,7 @@ BY_PROGRAM, BY_SCRIPT, NOT_OPTIMISED, _ = export.EXPORTERS
 
 # No TorchScript symbolics: RMSNorm; writes into slices; for batches of any size, instance norm with
 # running statistics and windows put together (fold).
-UNSCRIPTABLE = "instance_norm_statistics rms_norm rotary patches keypoints".split()
+UNSCRIPTABLE = "instance_norm_statistics rms_norm rotary patches keypoints smooth".split()
 SCRIPTABLE = [n for n in NETWORKS.values() if n.name not in UNSCRIPTABLE]
 
 

@@ -135,7 +135,7 @@ def copied(ctx: Labeller, call: Call) -> list[Coordinates]:
         if pattern(wide) not in into:
             raise Refused("the written channels don't line up with the target's")
         ctx.tie(into[pattern(wide)], wide)
-    held(ctx, value, into, target.shape)
+    held(ctx, value, [*into.values()], target.shape)
     return [list(ctx.of(target))]
 
 
@@ -157,7 +157,7 @@ def scattered(ctx: Labeller, call: Call) -> list[Coordinates]:
             raise Refused("the written channels don't line up with the target's")
         else:
             results.append(labels.narrow(dim, 0, 1).expand(target.shape))
-    places = {key: canonical(c[window]) for key, c in into.items()}
+    places = [canonical(c[window]) for c in into.values()]
     held(ctx, value, places, value.shape)
     return [results]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from math import prod
 
@@ -10,10 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pleas_fx.labels import NONE, Call, Coordinates, Labeller, Rule, any_along, canonical, pattern
+from pleas_fx.labels import (
+    NONE,
+    Call,
+    Coordinates,
+    Labeller,
+    Rule,
+    any_along,
+    canonical,
+    compact,
+    pattern,
+)
 from pleas_fx.rules.reasons import COMBINED
-
-Varying = dict[tuple[int, ...], Tensor]  # coordinates by the dims along which they vary
 
 
 def pointwise(ctx: Labeller, call: Call) -> list[Coordinates]:
@@ -30,15 +39,39 @@ def combine(ctx: Labeller, operands: list[Tensor], out: Tensor) -> Coordinates:
     if len(operands) == 1 and len(own) < 2 and operands[0].shape == out.shape:
         return own
     shape = torch.Size(np.broadcast_shapes(*(a.shape for a in operands)))
-    results: Varying = {}
+    results: Coordinates = []
     for operand in operands:
-        for labels in ctx.of(operand):
-            wide = canonical(labels.expand(shape))
-            key = pattern(wide)
-            results[key] = _join(ctx, results[key], wide) if key in results else wide
+        wide = [canonical(labels.expand(shape)) for labels in ctx.of(operand)]
+        results = _joined(ctx, results, wide)
     for operand in operands:
         results = held(ctx, operand, results, shape)
-    return [labels.expand(out.shape) for labels in _nest(ctx, results).values()]
+    return [labels.expand(out.shape) for labels in _nest(ctx, results)]
+
+
+def _joined(ctx: Labeller, known: Coordinates, own: Coordinates) -> Coordinates:
+    """With another operand's: what varies along the same dims is the same coordinate.
+
+    Where several do (heads and channels of heads, flattened), the one that cuts the dims alike is.
+    """
+    results = list(known)
+    for labels in own:
+        same = [k for k, c in enumerate(known) if pattern(c) == pattern(labels)]
+        if len(same) > 1:
+            same = [k for k in same if _cuts_alike(known[k], labels)] or same
+        for k in same:
+            results[k] = _join(ctx, results[k], labels)
+        if not same:
+            results.append(labels)
+    return results
+
+
+def _cuts_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two coordinates tell the same entries apart."""
+    one, two = (np.unique(compact(c).numpy(), return_inverse=True)[1].reshape(-1) for c in (a, b))
+    if len(one) != len(two):
+        return False
+    pairs = len(np.unique(one.astype(np.int64) * (int(two.max()) + 1) + two))
+    return pairs == int(one.max()) + 1 == int(two.max()) + 1
 
 
 def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
@@ -46,36 +79,42 @@ def _join(ctx: Labeller, a: Tensor, b: Tensor) -> Tensor:
     return canonical(torch.where(a == NONE, b, a)) if bool((a == NONE).any()) else a
 
 
-def _nest(ctx: Labeller, coordinates: Varying) -> Varying:
+def _nest(ctx: Labeller, coordinates: Sequence[Tensor]) -> Coordinates:
     """A coordinate over fewer dims contains one over more; overlapping ones share blocks.
 
     What contains another needn't be carried on where the other tells where it is: padding doesn't,
     nor do channels that are in several rows of a weight.
     """
-    results = dict(coordinates)
-    for small, outer in coordinates.items():
-        for large, inner in coordinates.items():
-            if set(small) < set(large) and ctx.nest(inner, outer):
-                results.pop(small, None)
-    for (one, a), (two, b) in combinations(results.items(), 2):
-        shared = set(one) & set(two)
-        if shared and not (set(one) <= shared or set(two) <= shared):
+    varying = [(set(pattern(c)), c) for c in coordinates]
+    dropped: set[int] = set()
+    for k, (small, outer) in enumerate(varying):
+        for large, inner in varying:
+            if small < large and ctx.nest(inner, outer):
+                dropped.add(k)
+    results = [own for k, own in enumerate(varying) if k not in dropped]
+    for (one, a), (two, b) in combinations(results, 2):
+        shared = one & two
+        if shared and not (one <= shared or two <= shared):
             shape = [n if d in shared else 1 for d, n in enumerate(a.shape)]
             blocks = ctx.fresh(prod(shape)).view(shape)
             ctx.nest(a, blocks)
             ctx.nest(b, blocks)
-    return results
+    return [labels for _, labels in results]
 
 
-def held(ctx: Labeller, operand: Tensor, coordinates: Varying, shape: torch.Size) -> Varying:
+def held(
+    ctx: Labeller, operand: Tensor, coordinates: Sequence[Tensor], shape: torch.Size
+) -> Coordinates:
     """An operand that varies along a labelled dim without labels of its own holds that dim.
 
     Labels that also vary along other dims still move there, alike at all positions of this one.
     """
     offset = len(shape) - operand.dim()
     own = {d + offset for c in ctx.of(operand) for d in pattern(c)}
-    results: Varying = {}
-    for key, labels in coordinates.items():
+    results: Coordinates = []
+    fewer: Coordinates = []
+    for labels in coordinates:
+        key = pattern(labels)
         stuck = [d for d in key if d not in own and _varies(ctx, operand, d - offset)]
         if len(stuck) == len(key):
             ctx.pin(labels, COMBINED)
@@ -83,8 +122,9 @@ def held(ctx: Labeller, operand: Tensor, coordinates: Varying, shape: torch.Size
             for dim in stuck:
                 ctx.tie(labels, any_along(labels, dim))
                 labels = any_along(labels, dim).expand(shape)
-        left = pattern(labels)
-        results[left] = _join(ctx, results[left], labels) if left in results else labels
+        (results if pattern(labels) == key else fewer).append(labels)
+    for labels in fewer:
+        results = _joined(ctx, results, [labels])
     return results
 
 
