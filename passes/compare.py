@@ -127,6 +127,9 @@ def _difference(
         two = other.module.get_submodule(str(b.target))
         if type(one) is not type(two):
             return f"{type(one).__name__} against {type(two).__name__}"
+        alone = _tensors(one) ^ _tensors(two)
+        if alone:
+            return f"only one has a {min(alone)}"
         depthwise = _depthwise(one) and _depthwise(two)
         ignored = (*IGNORED, *READ, *(["groups"] if depthwise else [])) if read else IGNORED
         return _option_difference(one, two, ignored)
@@ -175,6 +178,10 @@ def _without_sizes(arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return {key: _without_sizes(value) for key, value in arguments.items()}
     return int if type(arguments) is int else arguments
+
+
+def _tensors(layer: nn.Module) -> set[str]:
+    return {key for key, tensor in layer.state_dict().items() if tensor.is_floating_point()}
 
 
 class _Name(str):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
+from passes.align import align
 from passes.compare import compare
 from passes.groups import Groups, groups
 from passes.lower import lower
@@ -153,6 +154,7 @@ def _prepared(
     """Raises Mismatch where the graph can't be rewritten, not even whole."""
     with clock.time("trace"):
         compare(programs, same_outputs=options.heads == "shared")
+        programs = align(programs)
     with clock.time("groups"):
         symmetries = _symmetries(programs)
     with clock.time("probe"):
