@@ -183,7 +183,7 @@ def _opened(program: Program, front_end: FrontEnd, model: nn.Module) -> Program:
         return program
     program.module.recompile()
     general = _is_general(program.module, model, program.inputs)
-    return replace(program, modules=_paths(program.module), general=general)
+    return replace(program, modules=_paths(program.module), general=general is not False)
 
 
 def _finished(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> Program:
@@ -193,10 +193,12 @@ def _finished(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> Progr
     plainer(module)
     module.graph.eliminate_dead_code()
     shapes, result = _run(module, inputs)
-    _check(result, model, inputs)
     module.graph.lint()
     module.recompile()
-    return Program(module, inputs, shapes, _paths(module), _is_general(module, model, inputs))
+    general = _is_general(module, model, inputs)
+    if not general:
+        _check(result, model, inputs)
+    return Program(module, inputs, shapes, _paths(module), general is not False)
 
 
 def _first_line(error: Exception) -> str:
@@ -275,19 +277,21 @@ def _check(result: Any, model: nn.Module, inputs: Inputs) -> None:
         )
 
 
-def _is_general(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the graph is the model's for another number of examples, too.
+def _is_general(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> bool | None:
+    """Whether the graph is the model's for another number of examples, too; None: can't be told.
 
     A loop over the examples is as long as the batch; the model itself may be for one size. One
     more shows that; one less would leave such a loop with nothing to do.
     """
     if batch(inputs) is None:
-        return True
+        return None
     others = one_more(inputs)
     try:
         wanted = _called(twin(model), others)
     except Exception:  # noqa: BLE001 (anybody's code)
-        return not is_exported(model)
+        return False if is_exported(model) else None
+    if not _tensors(wanted):
+        return None
     try:
         return _agree(_called(module, others), wanted)
     except Exception:  # noqa: BLE001 (whatever an operator raises for such sizes)
