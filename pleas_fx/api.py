@@ -56,7 +56,7 @@ def analyse(model: nn.Module, example_inputs: Inputs) -> tuple[Program, Symmetry
 @plain_modes()
 def count(model: nn.Module, example_inputs: Inputs) -> Count:
     """Parameters, and multiply-adds x 2 that one example executes (as counted by torch)."""
-    return costs.count(model, as_tuple(example_inputs))
+    return costs.count(innermost(model), as_tuple(example_inputs))
 
 
 @plain_modes()
