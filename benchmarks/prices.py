@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import pleas_fx as pf
-from pleas_fx import compiler
+from pleas_fx import planning
 from tests.merging import outputs, worst
 from tests.networks import NETWORKS, Network
 
@@ -73,7 +73,7 @@ def measure(name: str, pair: str, budget: tuple[str, float]) -> str:
     size: dict[str, Any] = dict([budget])
     cells = []
     for prices in SETS.values():
-        compiler.MENUS["pleas"] = prices
+        planning.MENUS["pleas"] = prices
         result = pf.merge(models, calibration, progress=False, **size)
         error = worst(outputs(result.model, test), expected)
         cells.append(f"{result.plan.predicted_error:.3f} / {error:.3f}")

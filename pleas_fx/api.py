@@ -17,12 +17,13 @@ from passes.trace import trace
 from pleas_fx import costs
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import METHODS, compile_models, plan_only
+from pleas_fx.compiler import compile_models, plan_only
 from pleas_fx.errors import OptionError, SourceError
 from pleas_fx.heads import Classes
 from pleas_fx.ir import Count, GroupId, Plan, Program, Symmetry
 from pleas_fx.modes import ordinary, plain_modes
 from pleas_fx.module_tree import copied
+from pleas_fx.planning import METHODS
 from pleas_fx.request import Clock, Options
 from pleas_fx.result import MergeResult, RecipeValue
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import pleas_fx as pf
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import Compiled, compile_models, decide, look
+from pleas_fx.compiler import Compiled, compile_models
 from pleas_fx.ir import Plan
+from pleas_fx.planning import decide, look
 from pleas_fx.prepare import prepare
 from pleas_fx.request import Clock, Options
 from tests.merging import NAMES, calibration, doubled, merge, outputs, precise, worst

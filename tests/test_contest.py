@@ -11,7 +11,7 @@ import pytest
 
 import pleas_fx as pf
 from fixtures.load import calibration, sources
-from pleas_fx import compiler
+from pleas_fx import fitting, settling
 from pleas_fx.contest import AFFORDABLE, WORTH, Emphasis, affordable, contest
 from pleas_fx.ir import GroupId
 
@@ -117,7 +117,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Forced:
             tried.append(emphasis)
             return given[3](emphasis)
 
-        monkeypatch.setattr(compiler, "contest", always)
+        monkeypatch.setattr(settling, "contest", always)
         return tried
 
     return force
@@ -192,14 +192,14 @@ def test_trials_are_fitted_to_some_images_and_the_best_to_all(
 ) -> None:
     """More images than tell plans apart cost one fit."""
     seen: list[int] = []
-    fit = compiler.fit
+    fit = fitting.fit
 
     def counted(programs: Any, rewritten: Any, batches: Any, *rest: Any, **named: Any) -> object:
         seen.append(sum(len(batch[0]) for batch in batches))
         return fit(programs, rewritten, batches, *rest, **named)
 
-    monkeypatch.setattr(compiler, "fit", counted)
-    monkeypatch.setattr(compiler, "IMAGES", 32)
+    monkeypatch.setattr(fitting, "fit", counted)
+    monkeypatch.setattr(fitting, "IMAGES", 32)
     assert within(merged(128, flops=0.15, trials=2))
     assert seen[-1] == 256
     assert set(seen[:-1]) == {64}
@@ -217,7 +217,7 @@ def test_groups_are_drawn_on_request_and_where_images_tell(
         asked.append(trials)
         return first
 
-    monkeypatch.setattr(compiler, "contest", watched)
+    monkeypatch.setattr(settling, "contest", watched)
     merged(images, trials=trials)
     assert asked == [drawn]
 

@@ -21,8 +21,8 @@ from passes.fit import Fitted, fit
 from passes.rewrite import Rewritten
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import decide, look
 from pleas_fx.extract import Runner
+from pleas_fx.planning import decide, look
 from pleas_fx.prepare import Prepared, prepare
 from pleas_fx.request import Clock, Options
 from tests.merging import doubled, outputs, precise

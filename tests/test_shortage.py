@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pleas_fx as pf
-from pleas_fx import compiler, complement
+from pleas_fx import complement, planning
 from tests.merging import clone
 from tests.networks import NETWORKS
 
@@ -49,7 +49,7 @@ def test_a_shortage_names_the_pass_and_leaves_the_sources(
     """The cause is kept; sources are as before."""
     sources = [NETWORK.make(0), NETWORK.make(1)]
     before = [clone(model) for model in sources]
-    monkeypatch.setattr(compiler, "observe", failing(error))
+    monkeypatch.setattr(planning, "observe", failing(error))
     with pytest.raises(pf.ResourceError, match=said) as found:
         merged(sources)
     assert found.value.__cause__ is error
@@ -59,7 +59,7 @@ def test_a_shortage_names_the_pass_and_leaves_the_sources(
 
 def test_any_other_error_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a defect isn't taken for a shortage."""
-    monkeypatch.setattr(compiler, "observe", failing(RuntimeError("a defect")))
+    monkeypatch.setattr(planning, "observe", failing(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         merged([NETWORK.make(0), NETWORK.make(1)])
 

@@ -16,7 +16,7 @@ from passes._lockstep import Batch
 from passes.lower import lower
 from passes.synthesise import ENOUGH, divergence, synthesise
 from passes.trace import trace
-from pleas_fx import candidates, compiler, complement
+from pleas_fx import candidates, complement, settling
 from pleas_fx.calibration import Batches
 from pleas_fx.ir import Program
 from tests.conftest import AS_SHIPPED
@@ -144,7 +144,7 @@ def test_made_inputs_dont_judge_where_there_are_data(monkeypatch: pytest.MonkeyP
     models = [network.make(0), network.make(1)]
     fitted: list[int] = []
     judged: list[int] = []
-    halves = compiler.split
+    halves = settling.split
 
     def watched(programs: Any, data: Any, fit_on: candidates.FitOn, made: Any) -> Any:
         def watching(images: Batches) -> candidates.Fit:
@@ -155,7 +155,7 @@ def test_made_inputs_dont_judge_where_there_are_data(monkeypatch: pytest.MonkeyP
         judged.extend(half.judged.examples for half in found)
         return found
 
-    monkeypatch.setattr(compiler, "split", watched)
+    monkeypatch.setattr(settling, "split", watched)
     (images,) = network.batch(8, 0)
     pf.merge(models, images, flops=1.0, heads="shared", progress=False, synthetic=3)
     assert judged == [4, 4]

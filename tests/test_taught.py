@@ -16,8 +16,8 @@ from passes.fit import fit
 from passes.rewrite import Rewritten, Site
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import collect
-from pleas_fx.compiler import decide, look
 from pleas_fx.heads import head_nodes, output_groups
+from pleas_fx.planning import decide, look
 from pleas_fx.prepare import Prepared, prepare
 from pleas_fx.request import Clock, Options
 from pleas_fx.taught import taught_by_all

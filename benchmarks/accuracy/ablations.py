@@ -32,7 +32,7 @@ from passes import fit as fitting
 from passes._rows import Rows, mean_rows
 from passes.match import match_weights
 from passes.rewrite import Rewritten, Site, rewrite
-from pleas_fx import budget, candidates, compiler, contest
+from pleas_fx import budget, candidates, compiler, contest, planning, settling
 from pleas_fx import options as weighing
 from pleas_fx.algebra import links
 from pleas_fx.budget import Budget
@@ -102,8 +102,8 @@ def _option(name: str, title: str, **changes: Any) -> Variation:
 
 
 def _prices(name: str, title: str, *prices: tuple[float, float]) -> Variation:
-    menus = {**compiler.MENUS, "pleas": prices}
-    return Variation(name, title, module=compiler, constant="MENUS", value=menus)
+    menus = {**planning.MENUS, "pleas": prices}
+    return Variation(name, title, module=planning, constant="MENUS", value=menus)
 
 
 def _constant(name: str, title: str, module: Any, constant: str, value: float) -> Variation:
@@ -155,7 +155,7 @@ def _on_weights() -> Variation:
     return Variation(
         "match-weights",
         "matched on weights",
-        module=compiler,
+        module=planning,
         constant="_matching",
         value=matching,
     )
@@ -250,7 +250,7 @@ _ALL = (
         "attributed",
         lambda _, data, *__: (data, ()),
     ),
-    _judged("untaught", "outputs never taught", compiler, "taught_by_all", lambda *_: ()),
+    _judged("untaught", "outputs never taught", settling, "taught_by_all", lambda *_: ()),
     _judged("singles", "all sources or one", candidates, "_grown", singles),
     *(_option(f"ridge-{r:g}", f"ridge {r:g} (default 1e-4)", ridge=r) for r in (1e-6, 1e-2, 1e-1)),
     *(

@@ -27,9 +27,10 @@ from benchmarks.accuracy.measure import Case, Setting, evaluated
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
-from pleas_fx import compiler
+from pleas_fx import settling
 from pleas_fx.candidates import Candidate
 from pleas_fx.contest import SPREAD, Emphasis
+from pleas_fx.fitting import Fitting
 from pleas_fx.ir import GroupId
 
 PLANS, SEEDS = 14, 2
@@ -53,10 +54,10 @@ def plans(
     All of them have all sources.
     """
     found: list[tuple[float, nn.Module]] = []
-    fittings: list[compiler.Fitting] = []
-    contested = compiler.contested
+    fittings: list[Fitting] = []
+    contested = settling.contested
 
-    def watched(chosen: Candidate, fitting: compiler.Fitting, *rest: Any) -> Any:
+    def watched(chosen: Candidate, fitting: Fitting, *rest: Any) -> Any:
         fittings.append(fitting)
         return contested(chosen, fitting, *rest)
 
@@ -69,9 +70,9 @@ def plans(
         return first
 
     with (
-        mock.patch.object(compiler, "contest", everyone),
-        mock.patch.object(compiler, "contested", watched),
-        mock.patch.object(compiler, "choose", lambda _, everyone, *__: everyone),
+        mock.patch.object(settling, "contest", everyone),
+        mock.patch.object(settling, "contested", watched),
+        mock.patch.object(settling, "choose", lambda _, everyone, *__: everyone),
     ):
         pf.merge(models, data, progress=False, trials=draws or None, **options)
     return found
@@ -87,7 +88,7 @@ def emphases(count: int, groups: Sequence[GroupId], draws: int) -> Iterator[Emph
         yield Emphasis(groups=dict(zip(groups, drawn, strict=True)))
 
 
-def _fitted(fitting: compiler.Fitting, candidate: Candidate) -> nn.Module:
+def _fitted(fitting: Fitting, candidate: Candidate) -> nn.Module:
     return fitting.outcome(candidate).network.module
 
 

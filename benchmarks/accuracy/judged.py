@@ -31,8 +31,9 @@ from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
 from passes.judge import answers
-from pleas_fx import candidates, compiler
+from pleas_fx import candidates, settling
 from pleas_fx.candidates import Candidate, Half, Tried
+from pleas_fx.fitting import Fitting
 
 NAMES = ("same-task", "domains", "three-digits", "four-domains")
 ALL = "all sources"
@@ -59,14 +60,14 @@ class Watch:
     """Looks on while candidates are tried."""
 
     accuracy: Callable[[Any], float]
-    fittings: list[compiler.Fitting] = field(default_factory=list)
+    fittings: list[Fitting] = field(default_factory=list)
     each: list[Tensor] = field(default_factory=list)  # of the candidates, in the order tried
     found: list[Judged] = field(default_factory=list)
 
-    def judged(self, everyone: Candidate, fitting: compiler.Fitting, *rest: Any) -> Candidate:
-        """As in the compiler."""
+    def judged(self, everyone: Candidate, fitting: Fitting, *rest: Any) -> Candidate:
+        """As in the library."""
         self.fittings.append(fitting)
-        return compiler_judged(everyone, fitting, *rest)
+        return library_judged(everyone, fitting, *rest)
 
     def score(self, trials: Sequence[Candidate], halves: Sequence[Half]) -> float:
         """As in the library, which tries one candidate after the other."""
@@ -82,7 +83,7 @@ class Watch:
         return chosen
 
 
-compiler_judged, library_score = compiler.judged, candidates._score
+library_judged, library_score = settling.judged, candidates._score
 
 
 def _each(trial: Candidate, half: Half) -> Tensor:
@@ -98,9 +99,9 @@ def tried(name: str, architecture: str, budget: float, seed: int, store: Store) 
     case = Case(Setting(name, architecture, seed), "pleas", budget)
     watch = Watch(lambda network: 100 * evaluated(case, network, models, tests).accuracy)
     with (
-        mock.patch.object(compiler, "judged", watch.judged),
+        mock.patch.object(settling, "judged", watch.judged),
         mock.patch.object(
-            compiler, "safest", candidates.choose
+            settling, "safest", candidates.choose
         ),  # blind, they compete nowhere else
         mock.patch.object(candidates, "_score", watch.score),
         mock.patch.object(candidates, "_noted", watch.noted),

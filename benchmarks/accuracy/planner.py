@@ -28,12 +28,13 @@ from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
 from passes import plan as planning
 from passes.plan import Constraints, menu
-from pleas_fx import compiler
+from pleas_fx import planning as menus
 from pleas_fx.budget import Budget, cost_model
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import compile_models, look
+from pleas_fx.compiler import compile_models
 from pleas_fx.errors import PleasError
 from pleas_fx.options import Decision, allocate
+from pleas_fx.planning import look
 from pleas_fx.prepare import prepare
 from pleas_fx.request import Clock, Options
 
@@ -102,17 +103,17 @@ def pair(name: str, store: Store) -> Pair:
 
 def points(own: Pair) -> Iterator[Point]:
     """Every kind of menu at every budget that it can meet."""
-    before = compiler.MENUS
+    before = menus.MENUS
     for name, prices in MENUS.items():
         for size in BUDGETS:
             options = replace(own.options, budget=Budget(flops=size))
             try:
-                compiler.MENUS = {**before, "pleas": prices}
+                menus.MENUS = {**before, "pleas": prices}
                 found = compile_models(own.models, own.example, own.data, options, Clock())
             except PleasError:
                 continue
             finally:
-                compiler.MENUS = before
+                menus.MENUS = before
             error = true_error(own, found.rewritten.module)
             yield Point(own.scenario, name, size, found.plan.predicted_error, error)
 

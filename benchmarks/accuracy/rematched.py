@@ -24,11 +24,12 @@ from benchmarks.accuracy.measure import Setting
 from benchmarks.accuracy.scenarios import SCENARIOS
 from benchmarks.accuracy.sources import calibration, given, sources
 from benchmarks.accuracy.tasks import Store
-from pleas_fx import compiler
+from pleas_fx import planning
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import compile_models, look
+from pleas_fx.compiler import compile_models
 from pleas_fx.ir import IntArray, Matching
+from pleas_fx.planning import look
 from pleas_fx.prepare import Prepared, prepare
 from pleas_fx.request import Clock, Options
 
@@ -42,13 +43,13 @@ def merged(
     models: Sequence[nn.Module], inputs: Inputs, data: Batches, matching: Matching
 ) -> nn.Module:
     """All channels in pairs by a matching, fitted: as a source's module."""
-    ordinary = compiler._matching
-    compiler._matching = lambda *_: matching
+    ordinary = planning._matching
+    planning._matching = lambda *_: matching
     try:
         with VARIATIONS["merged-only"].applied():
             compiled = compile_models(models, inputs, data, OPTIONS, Clock())
     finally:
-        compiler._matching = ordinary
+        planning._matching = ordinary
     network = copy.deepcopy(models[0])
     state = compiled.rewritten.module.state_dict()
     network.load_state_dict({k: v for k, v in state.items() if k in network.state_dict()})

@@ -13,9 +13,9 @@ from passes.observe import Statistics, observe
 from passes.rewrite import Rewritten
 from pleas_fx.budget import Budget
 from pleas_fx.calibration import Batches, collect
-from pleas_fx.compiler import decide, look
 from pleas_fx.heads import Classes
 from pleas_fx.ir import Matching, Permutation, Program, Symmetry
+from pleas_fx.planning import decide, look
 from pleas_fx.prepare import Prepared, prepare
 from pleas_fx.request import Clock, Options
 
