@@ -128,6 +128,22 @@ def test_images_of_another_kind_take_one_source_as_it_is() -> None:
     assert ["for want of images" in note for note in notes] == [False, True, False]
 
 
+def test_where_images_say_nothing_no_plans_are_contested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they would choose isn't taken; on the sources' own, the control, they are contested."""
+    contested: list[bool] = []
+    contest = settling.contested
+
+    def watched(*given: Any) -> object:
+        contested.append(True)
+        return contest(*given)
+
+    monkeypatch.setattr(settling, "contested", watched)
+    for data in ([255 * images for images in own(64)], own(64)):
+        assert contested == []
+        merged(pf.PerSource(data), flops=0.7, heads="shared", trials=1)
+    assert contested == [True]
+
+
 def test_what_takes_long_is_only_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside data; without any there is no other way."""
     monkeypatch.setattr(complement, "AFFORDABLE", 1.0)
