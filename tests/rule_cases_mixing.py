@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 from tests.rule_cases import (
     BOTH,
@@ -55,6 +56,33 @@ def _convolutions() -> Iterator[Case]:
             "5 7",
             shape=SHAPES[dims],
         )
+
+
+def _deformable() -> Iterator[Case]:
+    """Both versions: places that are looked up, and weights of these."""
+    layers: dict[str, Callable[[], Any]] = {
+        "a": lambda: nn.Conv2d(2, 5, 1),
+        "o": lambda: nn.Conv2d(5, 18, 1),
+        "d": lambda: DeformConv2d(5, 7, 3, padding=1),
+        "b": lambda: nn.Conv2d(7, 3, 1),
+    }
+    held = "a.weight.1 o.weight.0 o.bias.0"
+    yield Case(
+        "deformable",
+        net(lambda s, x: s.b(s.d(s.a(x), s.o(s.a(x)).tanh())), **layers),
+        "5 7",
+        held,
+    )
+    yield Case(
+        "deformable-weighed",
+        net(
+            lambda s, x: s.b(s.d(s.a(x), s.o(s.a(x)).tanh(), s.w(s.a(x)).sigmoid())),
+            w=lambda: nn.Conv2d(5, 9, 1),
+            **layers,
+        ),
+        "5 7",
+        f"{held} w.weight.0 w.bias.0",
+    )
 
 
 def chain(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -158,6 +186,7 @@ def _skipped(s: Any, x: Tensor) -> Tensor:
 
 CONTRACTION = [
     *_convolutions(),
+    *_deformable(),
     Case("grouped", chain(plain(2, 15), grouped(15, 21, 3), plain(21, 3)), "3x5 3x7"),
     Case("grouped-transposed", chain(plain(2, 15), transposed(15, 21, 3), plain(21, 3)), "3x5 3x7"),
     Case("depthwise", chain(plain(2, 5), grouped(5, 5, 5), plain(5, 3)), "5"),

@@ -41,6 +41,24 @@ def convolution(ctx: Labeller, call: Call) -> list[Coordinates]:
     return [[labels.view(shape).expand(out.shape), *beside]]
 
 
+def deformable(ctx: Labeller, call: Call) -> list[Coordinates]:
+    """``deform_conv2d(x, weight, offset, mask, bias, …)`` (Dai et al. 2017): places keep theirs."""
+    x, weight, offset, mask, bias = call.args[:5]
+    groups, places = call.args[11:13]
+    if groups != 1 or places != 1:
+        raise Refused("a deformable convolution in groups")
+    for tensor in (offset, mask):
+        _pin_all(ctx, tensor, "says where to sample")
+    _pin_kernel(ctx, weight)
+    labels = _dense(ctx, weight, _input_channels(ctx, x, set()), transposed=False)
+    if labels is None:
+        _pin_all(ctx, bias, "bias of channels without labels")
+        return [[]]
+    for coordinate in ctx.of(bias):
+        ctx.tie(coordinate, labels)
+    return [[labels.view(1, -1, 1, 1).expand(call.outs[0].shape)]]
+
+
 def _still_dims(call: Call) -> set[int]:
     """Spatial dims along which every output position reads the same position of the input."""
     weight, stride, padding = call.args[1], call.args[3], call.args[4]
@@ -279,6 +297,7 @@ def _combine_free(ctx: Labeller, free: Coordinates) -> Coordinates:
 
 CONTRACTION: dict[str, Rule] = {
     "convolution": convolution,
+    "deform_conv2d": deformable,
     "addmm": addmm,
     "baddbmm": addmm,
     "mm": matmul,
