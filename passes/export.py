@@ -1,9 +1,9 @@
 """Write a network as ONNX and prove that the file computes the same.
 
 torch.export's exporter comes first, the older TorchScript exporter where that one fails, then the
-first one without its optimiser, which may leave out what it still reads, and with kernels of single
-examples as products. A file reaches its place only after onnx.checker and a comparison with ONNX
-Runtime.
+first one without its optimiser, which may leave out what it still reads, with kernels of single
+examples as products, and with the operators of a newer ONNX. A file reaches its place only after
+onnx.checker and a comparison with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from pleas_fx.explicit import explicit_operators
 from pleas_fx.module_tree import twin
 
 OPSET = 18
+NEWER = 20  # has deformable convolutions
 ROUNDINGS = 4.0  # of the network itself: no runtime can be closer to it than it is to itself
 SINGLE_FILE = 1_000_000_000  # bytes; larger weights go to a .data file: protobuf ends at 2 GiB
 
@@ -162,7 +163,9 @@ class _Flat(nn.Module):
 Exporter = Callable[[_Job, Inputs, Path], None]
 
 
-def _by_program(job: _Job, inputs: Inputs, path: Path, optimize: bool = True) -> None:
+def _by_program(
+    job: _Job, inputs: Inputs, path: Path, *, optimize: bool = True, opset: int = OPSET
+) -> None:
     """torch.export: reads the graph symbolically, so sizes of the example can't stick."""
     batch = torch.export.Dim("batch")
     dynamic = tuple({0: batch} if x.dim() else {} for x in inputs)
@@ -174,7 +177,7 @@ def _by_program(job: _Job, inputs: Inputs, path: Path, optimize: bool = True) ->
         input_names=list(job.input_names),
         output_names=list(job.output_names),
         dynamic_shapes=dynamic if flat else (dynamic,),
-        opset_version=OPSET,
+        opset_version=opset,
         dynamo=True,
         external_data=_bytes(job.network) > SINGLE_FILE,
         optimize=optimize,
@@ -214,6 +217,7 @@ EXPORTERS: tuple[tuple[str, Exporter], ...] = (
     ("TorchScript", _by_script),
     ("torch.export, not optimised", partial(_by_program, optimize=False)),
     ("torch.export, with products", _by_products),
+    ("torch.export, newer operators", partial(_by_program, opset=NEWER)),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 from torch import Tensor, nn
@@ -50,6 +51,15 @@ def test_channels_of_deformable_convolutions_move(weighed: bool) -> None:
     apart = pf.merge(models, IMAGES, width=2.0, progress=False)
     wanted = [t for model in models for t in outputs(model, (IMAGES,))]
     assert worst(outputs(apart.model, (IMAGES,)), wanted) < 1e-5
+
+
+def test_deformable_convolutions_go_to_onnx(tmp_path: Path) -> None:
+    """With the operators of a newer ONNX than other networks need."""
+    models = [seeded(partial(Network, True), seed) for seed in range(2)]
+    merged = pf.merge(models, IMAGES, width=1.0, progress=False, synthetic=0).model
+    parity = pf.export_onnx(merged, IMAGES[:2], tmp_path / "m.onnx")
+    assert parity.max_error < 1e-4
+    assert parity.exporter == "torch.export, newer operators"
 
 
 def test_deformable_convolutions_in_groups_are_held() -> None:

@@ -22,7 +22,7 @@ from tests.randomise import seeded
 from tests.results import Merged
 
 QUICK = "narrow_resnet channel_shuffle detector unet_transposed cnn3d two_inputs".split()
-BY_PROGRAM, BY_SCRIPT, NOT_OPTIMISED, _ = export.EXPORTERS
+BY_PROGRAM, BY_SCRIPT, NOT_OPTIMISED, *_ = export.EXPORTERS
 
 # No TorchScript symbolics: RMSNorm; writes into slices; for batches of any size, instance norm with
 # running statistics and windows put together (fold).
