@@ -215,6 +215,7 @@ CASES: dict[str, tuple[Callable[[], object], type[pf.PleasError], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # what torch advises against
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_clear_line(case: str) -> None:
     """The right type, one line, and the culprit in it."""

@@ -17,6 +17,7 @@ from tests.networks import noise
 from tests.randomise import randomise
 
 IMAGES = noise((24, 3, 9, 9))[0]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # what torch advises against
 
 
 def network() -> nn.Sequential:
