@@ -31,11 +31,6 @@ def plainer(module: fx.GraphModule) -> None:
             module.graph.erase_node(old)
 
 
-def is_record(value: Any) -> bool:
-    """Whether a value is of a dataclass that torch doesn't look into."""
-    return is_dataclass(value) and not isinstance(value, (type, dict))
-
-
 def _open_records(graph: fx.Graph) -> None:
     """What builds a dataclass of tensors: who reads a field reads the tensor."""
     for node in reversed(list(graph.nodes)):

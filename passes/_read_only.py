@@ -7,25 +7,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pleas_fx.modes import DispatchMode
 
 
 class WriteError(Exception):
     """An operator would have changed a parameter."""
 
 
-class ReadOnly(TorchDispatchMode):
+class ReadOnly(DispatchMode):
     """Operators that write into what is kept fail before they do; ``written`` says so later on."""
 
     def __init__(self, kept: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kept = {_storage(tensor) for tensor in kept}
         self.written = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nobody compiles this; what it would import takes seconds
 
     def __torch_dispatch__(
         self,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from passes._results import called, tensors
 from pleas_fx.module_tree import twin
 
 HOOKS = (
@@ -105,9 +105,7 @@ def _keeps_tensors(module: nn.Module) -> bool:
 
 
 def _agree(one: nn.Module, other: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    with torch.no_grad():
-        results = [m(*(t.detach().clone() for t in inputs)) for m in (one, other)]
-    found, wanted = ([t for t in tree_leaves(r) if isinstance(t, Tensor)] for r in results)
+    found, wanted = (tensors(called(model, inputs)) for model in (one, other))
     return len(found) == len(wanted) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
         for a, b in zip(found, wanted, strict=True)

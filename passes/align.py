@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,9 +51,19 @@ def _named(first: Program, other: Program, source: int) -> Program:
     values = {ours: attribute(other.module, theirs) for ours, theirs in paths.items()}
     for ours in sorted(paths, key=lambda path: isinstance(values[path], Tensor)):  # layers first
         _put(root, ours, other.module, paths[ours])
-    module = fx.GraphModule(root, copy.deepcopy(first.module.graph))
+    module = fx.GraphModule(root, _renamed(pairs))
     shapes = {a.name: other.shapes[b.name] for a, b in pairs if b.name in other.shapes}
     return replace(other, module=module, shapes=shapes, modules=first.modules)
+
+
+def _renamed(pairs: Sequence[tuple[fx.Node, fx.Node]]) -> fx.Graph:
+    """The second nodes, whose sizes may be others, under the names of the first."""
+    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    for ours, theirs in pairs:
+        args, kwargs = fx.node.map_arg((theirs.args, theirs.kwargs), made.__getitem__)
+        made[theirs] = graph.create_node(ours.op, ours.target, args, kwargs, name=ours.name)
+        made[theirs].meta = ours.meta.copy()
+    return graph
 
 
 def _put(root: nn.Module, path: str, owner: nn.Module, theirs: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from passes._batch import batch, one_more, open_batch
 from passes._behaving import with_norms
@@ -18,8 +17,9 @@ from passes._concrete import concrete_trace, is_composed
 from passes._exported import drop_guards, exported, is_exported
 from passes._inline import inlined
 from passes._inplace import without_writes
-from passes._plainer import is_record, plainer
+from passes._plainer import plainer
 from passes._read_only import WriteError, read_only
+from passes._results import called, tensors
 from passes._wrappers import full_precision, unwrapped
 from pleas_fx.errors import TraceError
 from pleas_fx.ir import Program
@@ -66,7 +66,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, leaves: Collection[str]
 
 def _own(copy: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
     """What is traced of a copy: the model in eval mode, and nothing around it."""
-    return with_norms(unwrapped(forgetful(copy).eval(), given))
+    return with_norms(unwrapped(forgetful(copy).eval(), given), given)
 
 
 def _sharing(
@@ -265,10 +265,10 @@ def _run(module: fx.GraphModule, inputs: Inputs) -> tuple[dict[str, tuple[int, .
 def _check(result: Any, model: nn.Module, inputs: Inputs) -> None:
     """Compare with the model itself: not every write through a view survives tracing."""
     try:
-        wanted = _called(twin(model), inputs)
+        wanted = called(twin(model), inputs)
     except Exception as error:  # it takes its inputs by name, say
         raise TraceError(f"the model fails on the example inputs: {_first_line(error)}") from error
-    if not _tensors(wanted):
+    if not tensors(wanted):
         raise TraceError(f"the model returns no tensors, but {type(wanted).__name__}")
     if not _agree(result, wanted):
         raise TraceError(
@@ -287,35 +287,19 @@ def _is_general(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> boo
         return None
     others = one_more(inputs)
     try:
-        wanted = _called(twin(model), others)
+        wanted = called(twin(model), others)
     except Exception:  # noqa: BLE001 (anybody's code)
         return False if is_exported(model) else None
-    if not _tensors(wanted):
+    if not tensors(wanted):
         return None
     try:
-        return _agree(_called(module, others), wanted)
+        return _agree(called(module, others), wanted)
     except Exception:  # noqa: BLE001 (whatever an operator raises for such sizes)
         return False
 
 
-def _called(model: nn.Module, inputs: Inputs) -> Any:
-    with torch.no_grad():
-        return model(*(t.detach().clone() for t in inputs))
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    """In order, also those of records, which torch doesn't enter."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(result):
-        if is_record(leaf):
-            found += _tensors([getattr(leaf, field.name) for field in fields(leaf)])
-        elif isinstance(leaf, Tensor):
-            found.append(leaf)
-    return found
-
-
 def _agree(result: Any, wanted: Any) -> bool:
-    found, expected = _tensors(result), _tensors(wanted)
+    found, expected = tensors(result), tensors(wanted)
     return len(found) == len(expected) and all(map(_close, found, expected))
 
 

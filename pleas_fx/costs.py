@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pleas_fx.explicit import explicit_operators, steps_of
 from pleas_fx.ir import Axis, Count, FloatArray, GroupId, IntArray, Layout, Program
+from pleas_fx.modes import DispatchMode
 from pleas_fx.rules.modules import contraction
 
 
@@ -26,7 +26,7 @@ def count(model: nn.Module, inputs: Sequence[Tensor]) -> Count:
     return Count(params, counter.total)
 
 
-class _Flops(TorchDispatchMode):
+class _Flops(DispatchMode):
     """Sums up what torch's table says of every operator.
 
     ``FlopCounterMode`` gives the same number, but follows modules by hooks, and importing what it
@@ -36,10 +36,6 @@ class _Flops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(
         self,

@@ -19,10 +19,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pleas_fx.blocks import pairs
 from pleas_fx.ir import Axis, IntArray
+from pleas_fx.modes import DispatchMode
 
 NONE = -1  # "the same constant everywhere": padding; tied to nothing
 
@@ -113,7 +113,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from (v for v in value if isinstance(v, Tensor))
 
 
-class Labeller(TorchDispatchMode):
+class Labeller(DispatchMode):
     """Runs operators as usual and keeps the labels of every tensor beside them."""
 
     def __init__(
@@ -286,10 +286,6 @@ class Labeller(TorchDispatchMode):
         return labels.reshape(labels.shape[keep])
 
     # -- the dispatch ------------------------------------------------------------------------
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nobody compiles this; what it would import takes seconds
 
     def __torch_dispatch__(
         self,

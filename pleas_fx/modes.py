@@ -1,4 +1,4 @@
-"""What the caller has switched on in torch, switched off while the library works."""
+"""Modes of torch: the library's own, and the caller's, which are off while it works."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ("cpu", "cuda")
 HOME = torch.device("cpu")
+
+
+class DispatchMode(TorchDispatchMode):
+    """One that nobody compiles: what torch would import to keep it so takes seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 @contextmanager

@@ -53,6 +53,21 @@ class Residual(nn.Module):
         return F.relu(y + self.skip(x))
 
 
+def two_convolutions() -> nn.Sequential:
+    """Two convolutions with norms, and a classifier; nothing but modules."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    )
+
+
 class NarrowResNet(nn.Module):
     """A CIFAR-style ResNet with one block a stage; any norm, squeeze-and-excitation on demand."""
 

@@ -19,23 +19,9 @@ from passes.trace import trace
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
+from tests.small_networks import two_convolutions as network
 
 IMAGES = noise((24, 3, 9, 9))[0]
-
-
-def network() -> nn.Sequential:
-    """Two convolutions with norms, and a classifier."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 4),
-    )
 
 
 class Inside(nn.Module):
@@ -109,6 +95,27 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """One after the other."""
         return self.two(self.one(x).relu())
+
+
+class Boxes(nn.Module):
+    """The number of outputs is written into the code."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2 * (classes + 4), 1)
+        self.each = classes + 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two boxes a place."""
+        return self.last(self.conv(x).relu()).view(-1, 2, self.each, 49).sigmoid()
+
+
+def test_other_names_and_other_numbers_of_classes_go_together() -> None:
+    """The sizes in a source's code stay its own."""
+    models = [seeded(partial(Boxes, 3), 0), Inside(seeded(partial(Boxes, 5), 1)).eval()]
+    result = pf.merge(models, IMAGES, width=2.0, progress=False)
+    wanted = [t for model in models for t in outputs(model, (IMAGES,))]
+    assert worst(outputs(result.model, (IMAGES,)), wanted) < 1e-5
 
 
 def test_one_layer_used_twice_is_not_two() -> None:

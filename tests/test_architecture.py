@@ -29,6 +29,7 @@ CORE = {
     "pleas_fx.ir",
     "pleas_fx.labels",
     "pleas_fx.lanes",
+    "pleas_fx.modes",
     "pleas_fx.module_tree",
     "pleas_fx.options",
     "pleas_fx.permuting",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 import pleas_fx as pf
 from passes.trace import trace
+from tests.computed_networks import FrozenNorm
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
@@ -17,29 +17,7 @@ from tests.randomise import seeded
 IMAGES = noise((16, 3, 16, 16))[0]
 
 
-class WrittenOut(nn.Module):
-    """As detectors freeze their norms: buffers, and the map in two operators."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            self.register_buffer(name, torch.full((channels,), value))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale, then shift."""
-        scale = self.weight * (self.running_var + 1e-5).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
-
-
-class Rectified(WrittenOut):
+class Rectified(FrozenNorm):
     """The same tensors, another map."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +25,7 @@ class Rectified(WrittenOut):
         return super().forward(x).relu()
 
 
-class Uncentred(WrittenOut):
+class Uncentred(FrozenNorm):
     """The mean isn't used."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +48,7 @@ def norms(model: nn.Module) -> int:
     return sum(isinstance(m, nn.BatchNorm2d) for m in trace(model, (IMAGES,)).module.modules())
 
 
-@pytest.mark.parametrize("kind", [FrozenBatchNorm2d, WrittenOut])
+@pytest.mark.parametrize("kind", [FrozenBatchNorm2d, FrozenNorm])
 def test_frozen_norms_merge_like_the_norms_they_were(kind: type[nn.Module]) -> None:
     """The same network, weight for weight, below and above the size of one source."""
     for size in (0.5, 1.2):
@@ -82,7 +60,7 @@ def test_frozen_norms_merge_like_the_norms_they_were(kind: type[nn.Module]) -> N
         assert worst(*found) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "wanted"), [(WrittenOut, 12), (Rectified, 0), (Uncentred, 0)])
+@pytest.mark.parametrize(("kind", "wanted"), [(FrozenNorm, 12), (Rectified, 0), (Uncentred, 0)])
 def test_what_it_computes_decides(kind: type[nn.Module], wanted: int) -> None:
     """The controls hold the same tensors, and are exact side by side all the same."""
     models = [resnet(kind, seed) for seed in range(2)]
@@ -90,6 +68,30 @@ def test_what_it_computes_decides(kind: type[nn.Module], wanted: int) -> None:
     result = pf.merge(models, IMAGES, width=2.0, progress=False)
     alone = [t for model in models for t in outputs(model, (IMAGES,))]
     assert worst(outputs(result.model, (IMAGES,)), alone) < 1e-5
+
+
+def test_frozen_norms_of_sequences_are_theirs() -> None:
+    """Behind convolutions over one dim; what is written out for maps alone stays what it is."""
+    sequences = noise((16, 3, 20))[0]
+
+    class Frozen(FrozenNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            """Of whatever has channels second."""
+            scale = self.weight * (self.running_var + 1e-5).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            shape = (-1, *[1] * (x.dim() - 2))
+            return x * scale.reshape(shape) + shift.reshape(shape)
+
+    def network() -> nn.Module:
+        layers = nn.Conv1d(3, 8, 3), Frozen(8), nn.ReLU(), nn.Conv1d(8, 4, 3)
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten())
+
+    models = [seeded(network, seed) for seed in range(2)]
+    graph = trace(models[0], (sequences[:2],)).module
+    assert sum(isinstance(m, nn.BatchNorm1d) for m in graph.modules()) == 1
+    result = pf.merge(models, sequences, width=2.0, progress=False)
+    alone = [t for model in models for t in outputs(model, (sequences,))]
+    assert worst(outputs(result.model, (sequences,)), alone) < 1e-5
 
 
 def test_the_model_keeps_its_own() -> None:

@@ -115,6 +115,17 @@ def test_a_dataclass_becomes_a_dictionary() -> None:
     assert merged(models, flops=1.2).model(IMAGES)[1]["logits"].shape == (12, 4)
 
 
+def test_hooks_of_a_network_that_returns_a_dataclass_take_part() -> None:
+    """Its tensors are compared, too, where hooks may only be watching."""
+    models = sources(record)
+    for model in models:
+        model.get_submodule("last").register_forward_hook(lambda _, __, result: 2 * result)
+    with torch.no_grad():
+        wanted = [model(IMAGES).logits for model in models]
+        found = [own["logits"] for own in merged(models, width=2.0).model(IMAGES)]
+    assert worst(found, wanted) < 1e-5
+
+
 def test_a_loop_over_the_examples_is_refused() -> None:
     """Its graph is as long as the example; the control: the same without the loop."""
     with pytest.raises(pf.TraceError, match="batches of 2 only"):

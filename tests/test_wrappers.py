@@ -15,24 +15,10 @@ import pleas_fx as pf
 from tests.merging import clone, outputs, worst
 from tests.networks import noise
 from tests.randomise import randomise
+from tests.small_networks import two_convolutions as network
 
 IMAGES = noise((24, 3, 9, 9))[0]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # what torch advises against
-
-
-def network() -> nn.Sequential:
-    """Two convolutions with norms, and a classifier."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 4),
-    )
 
 
 class InHalf(nn.Module):
