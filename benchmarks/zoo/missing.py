@@ -8,13 +8,12 @@ least of every family (module of ``timm.models``) of timm.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 
 import timm
 import torchvision
 
-from benchmarks.zoo.run import DOCS
+from benchmarks.zoo.run import DOCS, load
 
 KINDS = {
     "torchvision": torchvision.models,
@@ -31,7 +30,7 @@ def row(what: str, wanted: Collection[str], found: Collection[str]) -> str:
 
 def main() -> None:
     """Print a row a kind."""
-    names = [record["name"] for record in json.loads((DOCS / "coverage.json").read_text())]
+    names = load(DOCS / "coverage.json")
     of = {kind: {n.partition(":")[2] for n in names if n.startswith(f"{kind}:")} for kind in KINDS}
     for kind, module in KINDS.items():
         print(row(kind, torchvision.models.list_models(module=module), of[kind]))
