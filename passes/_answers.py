@@ -68,7 +68,7 @@ def _answer(rows: Rows, job: Job) -> float | None:
     if job.norm is not None or len(prior) > 1 or layer.bias is None or not batches:
         return None
     sample = rows.sample_at(job.site.node, batches, prior.shape[2])
-    logits = torch.cat([_wanted(rows, job.site, k, len(at)) for k, at in sample.items()])
+    logits = torch.cat([wanted_logits(rows, job.site, k, len(at)) for k, at in sample.items()])
     if not classifies(logits):
         return None
     z = torch.cat([_inputs(rows, job.site, layer, k, len(at)) for k, at in sample.items()])
@@ -109,7 +109,7 @@ def _inputs(rows: Rows, site: Site, layer: Any, batch: int, count: int) -> Tenso
     return input_rows(layer, value, rows.shape(site, batch), at)[:, 0]
 
 
-def _wanted(rows: Rows, site: Site, batch: int, count: int) -> Tensor:
+def wanted_logits(rows: Rows, site: Site, batch: int, count: int) -> Tensor:
     """(images, outputs) logits; none where the owner lacks an output."""
     wanted = rows.targets([site], batch, count)[0].double()
     missing = torch.from_numpy(rows.lacking(site, batch)).to(wanted.device)

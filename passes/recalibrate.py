@@ -1,12 +1,15 @@
-"""Recompute batch norm statistics on data (the correction of Git Re-Basin and REPAIR)."""
+"""Batch norm statistics from data: as a correction (Git Re-Basin, REPAIR), or as a restatement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from passes._norms import watched
 
 Batch = tuple[Tensor, ...]
 
@@ -36,6 +39,37 @@ def recalibrate(module: fx.GraphModule, batches: Sequence[Batch]) -> None:
     for norm, momentum in zip(tracking, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def restate(module: fx.GraphModule, batches: Sequence[Batch]) -> None:
+    """Keep what norms see now as their statistics, and what they compute as it is, in place.
+
+    Whoever goes on training then starts from what the network does.
+    """
+    sums: dict[nn.Module, Tensor] = {}
+
+    def see(norm: nn.Module, values: Tensor) -> None:
+        rows = values.transpose(0, 1).flatten(1).double()
+        count = torch.full_like(rows[:, 0], rows.shape[1])
+        sums[norm] = sums.get(norm, 0) + torch.stack((count, rows.sum(1), rows.square().sum(1)))
+
+    with torch.inference_mode(), watched(module, see):
+        for batch in batches:
+            module(*batch)
+    with torch.no_grad():
+        for norm, (count, total, square) in sums.items():
+            mean = total / count
+            _restated(norm, mean, (square / count - mean.square()).clamp_min(0))
+
+
+def _restated(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    if norm.weight is None or norm.bias is None:
+        return
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    norm.bias += scale * (mean - norm.running_mean)
+    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
 
 
 def correct_statistics(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ def merge(
     example_inputs: Inputs | None = None,
     synthetic: int | None = None,
     trials: int | None = None,
+    distil: int = 0,
     recipe: Mapping[str, RecipeValue] | None = None,
 ) -> MergeResult:
     """Merge two or more networks with the same graph into one (DESIGN; Nasery et al. 2025).
@@ -95,6 +97,11 @@ def merge(
         trials: plans to fit whole and choose from, with other weights of groups' errors, for a
             budget of flops, params or latency: a plan and a fit each. None: only every source
             counts more in turn, where that is quick; 0: one plan.
+        distil: steps of training all layers together, once they are fitted, towards what the
+            sources answer to the calibration images: without labels, but training, and a step costs
+            what three forward passes of 128 images do. Nothing changes unless images held out, one
+            in eight, say that something was won; the report says which. 300 are usually enough
+            (docs/decisions/2026-12-01-distil.md); 0: none.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, the layers of one source or a few may be
             judged better than those of all, their outputs taught by all; without inputs of their
@@ -110,6 +117,9 @@ def merge(
     options = _options(
         width, flops, params, latency, widths, heads, classes, method, seed, synthetic, trials
     )
+    if distil < 0:
+        raise OptionError(f"distil must be at least 0, not {distil}")
+    options = replace(options, distil=distil)
     where = torch.device(device) if device is not None else torch.device("cpu")
     data, inputs = _data(models, calibration, example_inputs, where)
     sources = _sources(models, where)
@@ -305,6 +315,8 @@ def _recipe(options: Options) -> dict[str, RecipeValue]:
         found["synthetic"] = options.synthetic
     if options.trials is not None:
         found["trials"] = options.trials
+    if options.distil:
+        found["distil"] = options.distil
     if budget.widths is not None:
         found["widths"] = {str(g): float(w) for g, w in budget.widths.items()}
     if options.classes is not None:

@@ -53,6 +53,15 @@ class Batches:
         ]
         return Batches(tuple(b for b, _ in found), tuple(owner for _, owner in found))
 
+    def others(self, step: int) -> Batches:
+        """What :meth:`every` leaves out, of each batch."""
+        found = []
+        for batch, owner in zip(self.batches, self.owners, strict=True):
+            rest = torch.arange(len(batch[0])) % step != 0
+            if rest.any():
+                found.append((tuple(t[rest.to(t.device)] for t in batch), owner))
+        return Batches(tuple(b for b, _ in found), tuple(owner for _, owner in found))
+
     def joined(self, most: int) -> Batches:
         """Neighbours of one owner in one batch, of ``most`` examples if they were smaller."""
         runs: list[list[int]] = []

@@ -63,6 +63,13 @@ Trials = Annotated[
         min=0,
     ),
 ]
+Distil = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps of training all layers on the sources' answers, without labels; 300, say.",
+        min=0,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same network.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -152,6 +159,7 @@ def merge(
     seed: Seed = None,
     synthetic: Synthetic = None,
     trials: Trials = None,
+    distil: Distil = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="The folder to write; out/merged.")
     ] = None,

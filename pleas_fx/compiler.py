@@ -14,6 +14,7 @@ from pleas_fx.calibration import Batches
 from pleas_fx.channels_last import arranged
 from pleas_fx.complement import Supply, complement
 from pleas_fx.costs import count
+from pleas_fx.distilling import distilled
 from pleas_fx.fitting import FITTED, Fitting, targets_of
 from pleas_fx.ir import Plan, Report, Symmetry
 from pleas_fx.owners import attributed
@@ -49,6 +50,8 @@ def compile_models(
         observed = look(prepared, everything, options, clock, targets)
         fitting = Fitting(prepared, observed, everything, options, clock, targets)
         chosen, done = settle(fitting, supply, inputs)
+        trained, told = distilled(fitting, chosen, supply)
+        done = trained or done
         plan, rewritten = chosen.planned
         if done is not None:
             rewritten, fitted = done.network, done.fitted
@@ -61,7 +64,7 @@ def compile_models(
         merged=count(rewritten.module, inputs),
         seconds=dict(clock.seconds),
         peak_bytes=fitted.peak_bytes,
-        warnings=(*_warnings(prepared, everything), *supply.notes),
+        warnings=(*_warnings(prepared, everything), *supply.notes, *told),
     )
     return Compiled(rewritten, plan, report, prepared.symmetries[0])
 

@@ -111,7 +111,7 @@ def fit_network(
             options.seed,
         )
         return Fitted(layers, 0, math.nan)
-    settings = replace(_settings(prepared, data.owners, options), folds=folds)
+    settings = replace(settings_of(prepared, data.owners, options), folds=folds)
     return fit(prepared.programs, rewritten, data.batches, settings, targets=targets)
 
 
@@ -123,11 +123,12 @@ def targets_of(
         return None
     sources = len(prepared.programs)
     widest = min(options.budget.width or sources, sources)
-    sampling = _settings(prepared, data.owners, options).sampling(widest)
+    sampling = settings_of(prepared, data.owners, options).sampling(widest)
     return Targets(prepared.programs[0], sampling, store)
 
 
-def _settings(prepared: Prepared, owners: tuple[int | None, ...], options: Options) -> Settings:
+def settings_of(prepared: Prepared, owners: tuple[int | None, ...], options: Options) -> Settings:
+    """How layers are fitted to batches of these owners."""
     program = prepared.programs[0]
     outputs = output_groups(program, prepared.symmetries[0])
     heads = head_nodes(program, prepared.symmetries[0], outputs)

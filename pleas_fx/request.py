@@ -26,6 +26,7 @@ class Options:
     rows_per_unknown: int = 8
     synthetic: int | None = None  # inputs made for every source; None: as the data are
     contest: bool = True  # whether other plans are tried (pleas_fx/candidates, pleas_fx/contest)
+    distil: int = 0  # steps of training all layers together, once they are fitted
     trials: int | None = None  # of other weights of groups; None: only sources, where that is quick
 
     def contests(self, sources: int) -> bool:

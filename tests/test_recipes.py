@@ -27,6 +27,7 @@ RECIPE: dict[str, Any] = {
     "classes": [["x", "y", "z"], ["z", "w"]],
     "method": "pleas",
     "seed": 3,
+    "distil": 4,
     "out": "from_recipe",
 }
 
@@ -50,6 +51,7 @@ class TestRecipes:
         assert isinstance(given["calibration"], PerSource)
         assert given["classes"] == (("x", "y", "z"), ("z", "w"))
         assert (given["flops"], given["heads"], given["seed"]) == (1.0, "joint", 3)
+        assert given["distil"] == 4
         assert given["recipe"]["normalise"] == {"mean": [0.1], "std": [0.2]}
         assert (here / "from_recipe").is_dir()
 
@@ -57,10 +59,18 @@ class TestRecipes:
         self, run: Callable[..., Call], here: Path, merged: list[dict[str, Any]]
     ) -> None:
         """A budget there replaces the other budget of the recipe."""
-        run("merge", written(here / "r.yaml"), "--width", "0.5", "--seed", "9", "--out", "o")
+        run("merge", written(here / "r.yaml"), "--width", "0.5", "--seed", "9", "--distil", "7")
         assert merged[0]["width"] == 0.5
         assert "flops" not in merged[0]
-        assert merged[0]["seed"] == 9
+        assert (merged[0]["seed"], merged[0]["distil"]) == (9, 7)
+
+    def test_a_plan_is_that_of_the_merge(
+        self, run: Callable[..., Call], here: Path, merged: list[dict[str, Any]]
+    ) -> None:
+        """What comes after the plan is left out."""
+        assert run("plan", written(here / "r.yaml")).status == 0
+        assert run("merge", written(here / "r.yaml")).status == 0
+        assert merged[0].keys() | {"progress", "recipe", "distil"} == merged[1].keys()
 
     def test_files_beside_the_recipe_are_found(
         self, here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory

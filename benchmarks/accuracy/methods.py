@@ -21,6 +21,7 @@ from pleas_fx.compiler import compile_models
 from pleas_fx.request import Clock, Options
 
 Size = float  # executed FLOPs relative to one source
+STEPS = 300  # of distillation: training, but without labels
 FIXED = (1.0,)
 FEW: tuple[Size, ...] = (0.5, 1.0, 1.2)
 CURVE: tuple[Size, ...] = (0.25, 0.5, 0.75, 1.0, 1.2, 1.5, 2.0)
@@ -32,6 +33,7 @@ class Method:
 
     ``brief``: depends on owners or on the number of images. ``slow``: only in some scenarios.
     ``same``: only where all sources do the same. ``version``: goes up when its results change.
+    ``trained``: not free of training, so it is no rival.
     """
 
     name: str
@@ -43,9 +45,12 @@ class Method:
     slow: bool = False
     same: bool = False
     version: int = 1
+    trained: bool = False
 
 
-def _library(method: str, fixed: bool, request: Request, budget: Size) -> nn.Module:
+def _library(
+    method: str, fixed: bool, request: Request, budget: Size, distil: int = 0
+) -> nn.Module:
     """One of the library's own; those that merge everything take a width, not a budget."""
     result = pf.merge(
         list(request.models),
@@ -55,6 +60,7 @@ def _library(method: str, fixed: bool, request: Request, budget: Size) -> nn.Mod
         heads=request.heads,
         classes=request.classes,
         method=method,
+        distil=distil,
         seed=request.seed,
         progress=False,
         example_inputs=request.example,
@@ -96,6 +102,14 @@ _ALL = (
     ),
     Method("one-source", "one source, thinned", _one_source, FEW, True, same=True, version=3),
     Method("pleas", "pleas-fx", partial(_library, "pleas", False), FEW, True, False, version=7),
+    Method(
+        "distilled",
+        "pleas-fx, distilled",
+        partial(_library, "pleas", False, distil=STEPS),
+        (0.5, 1.0),
+        brief=True,
+        trained=True,
+    ),
 )
 METHODS = {method.name: method for method in _ALL}
 REFERENCES = {

@@ -89,7 +89,7 @@ def losses(found: Cells) -> list[Loss]:
             Loss((*where[:3], budget), cell.ahead_of(mine), _noise(cell, mine))
             for where, cell in found.items()
             if where[:2] == (scenario, architecture)
-            and (where[2] in METHODS or where[2] in RIVALS)
+            and _rival(where[2])
             and where[3] in (budget, 0.0)
             and cell.ahead_of(mine) > 0
             and cell.flops <= max(mine.flops, budget) * (1 + EQUAL)
@@ -97,6 +97,11 @@ def losses(found: Cells) -> list[Loss]:
         if ahead:
             best.append(max(ahead, key=lambda loss: loss.margin))
     return sorted(best, key=lambda loss: -loss.margin)
+
+
+def _rival(method: str) -> bool:
+    """Whether it is an answer one could deploy without training."""
+    return not METHODS[method].trained if method in METHODS else method in RIVALS
 
 
 def _noise(a: Cell, b: Cell) -> float:

@@ -12,7 +12,7 @@ from pleas_fx.commands.artefacts import check_free
 from pleas_fx.commands.inputs import device as device_of
 from pleas_fx.commands.inputs import example_inputs, numbers, shape
 from pleas_fx.commands.output import Answer, Session, progress
-from pleas_fx.commands.recipe import BUDGETS, Recipe, read
+from pleas_fx.commands.recipe import BUDGETS, COUNTS, Recipe, read
 from pleas_fx.errors import OptionError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ DATA_FREE = "no calibration data: what the sources' batch norms keep, or weights
 def given(typed: Mapping[str, Any]) -> Recipe:
     """The part of a recipe that is on the command line; ``typed`` are a command's arguments."""
     data = typed.get("calibration") or None
-    named = ("samples", "synthetic", "trials", *BUDGETS, "heads", "method", "seed", "out")
+    named = (*COUNTS, *BUDGETS, "heads", "method", "seed", "out")
     return Recipe(
         calibration=data[0] if data is not None and len(data) == 1 else data and tuple(data),
         mean=numbers(typed.get("mean"), "mean"),
@@ -62,6 +62,7 @@ def plan(current: Session, recipe: Recipe, device: str | None) -> Answer:
     from pleas_fx.api import plan as plan_models
 
     arguments = _arguments(current, recipe, device)
+    arguments.pop("distil", None)  # a plan is what it is before
     with progress("plan") as report:
         found = plan_models(**arguments, progress=report)
     return Answer({"command": "plan", **plan_document(found)}, (_plan_table(found),))

@@ -12,6 +12,7 @@ from pleas_fx.commands.inputs import Shape
 from pleas_fx.errors import OptionError, SourceError
 from pleas_fx.result import RecipeValue
 
+COUNTS = ("samples", "synthetic", "trials", "distil")
 BUDGETS = ("width", "flops", "params", "latency", "widths")
 PARTS = re.compile(r"(@|:(?![/\\]))")  # what separates the files of a specification
 
@@ -27,6 +28,7 @@ class Recipe:
     samples: int | None = None
     synthetic: int | None = None  # inputs made for every source
     trials: int | None = None  # other plans that are fitted
+    distil: int | None = None  # steps of training, after the fit
     input: tuple[Shape, ...] = ()
     width: float | None = None
     flops: float | None = None
@@ -48,7 +50,7 @@ class Recipe:
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of ``merge`` and ``plan`` that are set."""
-        names = (*BUDGETS, "heads", "classes", "method", "seed", "synthetic", "trials")
+        names = (*BUDGETS, "heads", "classes", "method", "seed", "synthetic", "trials", "distil")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def origin(self) -> dict[str, RecipeValue]:
@@ -190,9 +192,7 @@ def _calibration(key: str, value: object) -> str | tuple[str, ...]:
 READERS: dict[str, Any] = {
     "sources": _texts,
     "calibration": _calibration,
-    "samples": _whole,
-    "synthetic": _whole,
-    "trials": _whole,
+    **dict.fromkeys(COUNTS, _whole),
     "input": _shapes,
     **dict.fromkeys(("width", "flops", "params", "latency"), _number),
     "widths": _widths,
