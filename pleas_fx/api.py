@@ -100,8 +100,8 @@ def merge(
         distil: steps of training all layers together, once they are fitted, towards what the
             sources answer to the calibration images: without labels, but training, and a step costs
             what three forward passes of 128 images do. Nothing changes unless images held out, one
-            in eight, say that something was won; the report says which. 300 are usually enough
-            (docs/decisions/2026-12-01-distil.md); 0: none.
+            in eight, say that something was won, nor with fewer than 64 images a source; the report
+            says which. 300 are usually enough (docs/decisions/2026-12-01-distil.md); 0: none.
         width, flops, params, latency, widths: exactly one; relative to one source. None: width 1.
             With shared heads and flops, params or latency, the layers of one source or a few may be
             judged better than those of all, their outputs taught by all; without inputs of their

@@ -10,6 +10,7 @@ from passes.rewrite import Rewritten
 from pleas_fx.calibration import Batches
 from pleas_fx.candidates import Candidate
 from pleas_fx.complement import Supply, combined
+from pleas_fx.contest import FEWEST
 from pleas_fx.fitting import FITTED, Fitting, Outcome, settings_of
 from pleas_fx.planning import prices_of
 from pleas_fx.shortage import shortage
@@ -56,8 +57,8 @@ def _hindrance(fitting: Fitting, supply: Supply) -> str | None:
         return "there are no images of the sources' kind"
     if options.method in FITTED and not prices_of(options, len(fitting.prepared.programs)):
         return "at full width the network is the exact ensemble"
-    if supply.data.examples < 2:
-        return "there is one image only"
+    if supply.data.examples < FEWEST * len(fitting.prepared.programs):
+        return f"fewer than {FEWEST} images a source don't tell whether anything is won"
     return None
 
 
