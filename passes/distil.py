@@ -80,17 +80,17 @@ def distil(
 ) -> Distilled:
     """Train ``rewritten.module`` in place, on all batches but those ``held`` out.
 
-    Heads answer what :func:`passes.fit.fit` fits them to, but as ``settings.owners`` say: on an
-    owner's image what the owner does.
+    Last layers go towards what :func:`passes.fit.fit` fits them to.
 
     Raises:
-        RuntimeError: torch can't differentiate the network, or lacks memory.
+        RuntimeError: no layer that is fitted makes an output, torch can't differentiate the
+            network, or lacks memory.
     """
     network = _Network(rewritten.module, _heads(programs, rewritten, batches, settings), batches)
-    training = [k for k in range(len(batches)) if k not in set(held)]
+    if not network.heads:
+        raise RuntimeError("no layer that is fitted makes an output")
     before, state = network.judged(held), network.state()
-    if not network.heads or not training:
-        return Distilled(0, before[0], before[0])
+    training = [k for k in range(len(batches)) if k not in set(held)]
     order = _order(training, batches, settings)
     with network.trainable(rewritten.sites) as parameters, torch.enable_grad():
         optimiser = torch.optim.Adam(_rated(parameters))
@@ -266,7 +266,8 @@ def _rated(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 def _share(parameter: Tensor) -> float:
-    return min(LARGEST, RATE / math.sqrt(max(parameter[0].numel(), 1)))
+    weights = parameter[0].numel() if parameter.dim() > 1 else 1
+    return min(LARGEST, RATE / math.sqrt(weights))
 
 
 def _pace(done: float) -> float:

@@ -13,7 +13,6 @@ from pleas_fx.complement import Supply, combined
 from pleas_fx.contest import FEWEST
 from pleas_fx.fitting import FITTED, Fitting, Outcome, settings_of
 from pleas_fx.planning import prices_of
-from pleas_fx.shortage import shortage
 
 HELD = 8  # one example in so many is held out
 
@@ -38,9 +37,7 @@ def distilled(
         with fitting.clock.time("distil"):
             found = _trained(fitting, outcome, rest, held)
     except RuntimeError as error:  # torch can't differentiate it
-        if shortage(error):
-            raise
-        return None, (f"not distilled: {str(error).splitlines()[0]}",)
+        return None, (f"not distilled: {str(error).partition(chr(10))[0]}",)
     if found.steps == 0:
         return None, (
             f"not distilled: in {options.distil} steps nothing was won on images held out",

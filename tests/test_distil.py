@@ -32,6 +32,10 @@ from tests.test_taught import first_alone, otherwise
 KINDS = [
     "narrow_resnet", "densenet", "mobilenet_v2", "group_norm_resnet", "vgg", "resnext",
 ]  # fmt: skip
+ODD = [
+    "detector", "unet", "two_inputs", "columns", "shared", "queries", "encoder", "keypoints",
+    "cnn1d", "mixer", "prelu", "last_state",
+]  # fmt: skip
 STEPS = 40
 WON = 0.9  # of what noise costs, at most, is left
 EXACT = 1e-12
@@ -215,6 +219,17 @@ def test_all_but_every_eighth_image_of_every_owner_is_trained_on() -> None:
     assert sorted(known[0] + known[1]) == images.flatten().tolist()
     assert set(rest.owners) == set(held.owners) == {0, 1}
     assert 90 / 10 <= held.examples <= 90 / 6
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("name", ODD)
+def test_any_network_is_trained_or_the_report_says_why(name: str) -> None:
+    """Several inputs or outputs, layers over tokens, recurrent ones, layers used twice."""
+    models = [NETWORKS[name].make(seed) for seed in (0, 1)]
+    result = merge(name, models, width=1.3, distil=2)
+    (told,) = [w for w in result.report.warnings if "distilled" in w]
+    assert told.startswith("distilled: ") or "nothing was won" in told
+    assert all(v.isfinite().all() for v in clone(result.model).values() if v.is_floating_point())
 
 
 @pytest.mark.usefixtures("few")
