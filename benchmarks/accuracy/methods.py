@@ -33,7 +33,7 @@ class Method:
 
     ``brief``: depends on owners or on the number of images. ``slow``: only in some scenarios.
     ``same``: only where all sources do the same. ``version``: goes up when its results change.
-    ``trained``: not free of training, so it is no rival.
+    ``trained``: not free of training, so it is no rival; of the first architecture only.
     """
 
     name: str
@@ -107,7 +107,6 @@ _ALL = (
         "pleas-fx, distilled",
         partial(_library, "pleas", False, distil=STEPS),
         (0.5, 1.0),
-        brief=True,
         trained=True,
     ),
 )

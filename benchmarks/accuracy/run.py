@@ -66,6 +66,8 @@ def _merges(setting: Setting, pattern: str) -> Iterator[Case]:
             continue
         if (scenario.images == 0 and method.needs_data) or (method.same and not scenario.same):
             continue
+        if method.trained and not (setting.architecture == FIRST and setting.scenario in MAIN):
+            continue
         curve = setting.architecture == FIRST and setting.scenario in CURVES
         if method.slow and not (curve and setting.scenario in SLOW):
             continue
