@@ -80,7 +80,8 @@ def _answer(rows: Rows, job: Job) -> float | None:
         layer.bias.copy_(found.bias)
     folds = rows.settings.folds
     made = _unseen(z, wanted, start, folds) if folds > 1 else _logs(z, found)
-    return _divergence(wanted, made) / max(_divergence(wanted, wanted.mean(0).log()), 1e-300)
+    least = divergence(wanted, wanted.mean(0).log())
+    return float(divergence(wanted, made)) / max(float(least), 1e-300)
 
 
 def _unseen(z: Tensor, wanted: Tensor, start: tuple[Tensor, Tensor], folds: int) -> Tensor:
@@ -98,9 +99,10 @@ def _logs(z: Tensor, found: Answers) -> Tensor:
     return (z.double() @ found.weight.T + found.bias).log_softmax(1)
 
 
-def _divergence(wanted: Tensor, logs: Tensor) -> float:
+def divergence(wanted: Tensor, logs: Tensor) -> Tensor:
+    """Of answers with these logarithms from the ones that are wanted: nats an image, the mean."""
     each = torch.xlogy(wanted, wanted) - torch.where(wanted > 0, wanted * logs, 0.0)
-    return float(each.sum(1).mean())
+    return each.sum(1).mean()
 
 
 def _inputs(rows: Rows, site: Site, layer: Any, batch: int, count: int) -> Tensor:

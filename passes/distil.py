@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from passes._answers import classifies, wanted_logits
+from passes._answers import classifies, divergence, wanted_logits
 from passes._lockstep import Batch, Network, Store
 from passes._rows import Rows, Settings
 from passes._targets import Targets
@@ -32,7 +32,7 @@ RATE = 0.05  # of a weight's size, over the root of how many make one output: th
 WARM = 0.1  # of the steps, of growing size: the first say little of how far to go
 LARGEST = 0.01  # of the size of what is no weight, a bias say
 SMALLEST = 0.1  # of that of all tensors: what smaller ones count as
-IMAGES = 128  # of a step, or all there are
+IMAGES = 128  # of a step, at least
 CONSTANT = 1e-3  # of the mean variance of a layer's outputs: what lesser ones count as
 TINY = 1e-12
 
@@ -122,7 +122,7 @@ class _Head:
         made, wanted = self._rows(value, batch)
         if self.variance is not None:
             return ((made - wanted).square() / self.variance.to(made)).mean()
-        return (torch.xlogy(wanted, wanted) - wanted * made.log_softmax(1)).sum(1).mean()
+        return divergence(wanted, made.log_softmax(1))
 
     def left(self, value: Tensor, batch: int) -> Tensor:
         """As :class:`Distilled` has it: of answers, what counts is which they are."""

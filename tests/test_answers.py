@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import pleas_fx as pf
 from fixtures.load import calibration, sources, test_set
-from passes import fit
-from passes._answers import WEIGHT, _divergence, _logs, _unseen, classifies
+from passes import _answers, fit
+from passes._answers import WEIGHT, _logs, _unseen, classifies
 from pleas_fx.algebra.ridge import Gram, solve
 from pleas_fx.algebra.softmax import fit_answers
 from tests.merging import of_images
@@ -134,7 +134,8 @@ def test_what_is_left_of_answers_is_that_of_unseen_images() -> None:
     wanted, start = logits.double().softmax(1), (torch.zeros(5, 40), torch.zeros(5))
 
     def left(made: torch.Tensor) -> float:
-        return _divergence(wanted, made) / _divergence(wanted, wanted.mean(0).log())
+        none = _answers.divergence(wanted, wanted.mean(0).log())
+        return float(_answers.divergence(wanted, made) / none)
 
     seen = _logs(z, fit_answers(z, wanted, *start, WEIGHT / 60))
     assert left(seen) < 0.3

@@ -262,7 +262,7 @@ NOT_DISTILLED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", NOT_DISTILLED)
 def test_the_report_says_why_nothing_was_trained(case: str) -> None:
-    """And the network is the one without."""
+    """And no time went into it."""
     network = NETWORKS["narrow_resnet"]
     given, reason = NOT_DISTILLED[case]
     options = {"calibration": network.batch(24, seed=5), "progress": False, "synthetic": 0, **given}
