@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from benchmarks.accuracy import run
-from benchmarks.accuracy.measure import Setting
+from benchmarks.accuracy import measure
 from benchmarks.accuracy.page import write
 from benchmarks.accuracy.records import REFERENCE_CASE, Key, Record, Records
+from benchmarks.accuracy.scenarios import ORIGINS
+from benchmarks.accuracy.sources import fingerprint
 from benchmarks.accuracy.summary import ahead, cells
 from benchmarks.accuracy.tasks import Store
 
@@ -90,36 +94,74 @@ def test_the_file_goes_before_the_document(tmp_path: Path) -> None:
     assert len(list(both)) == len(list(published(tmp_path, VERSIONS))) == 4
 
 
-def test_a_setting_with_other_sources_is_measured_again_as_a_whole(tmp_path: Path) -> None:
-    """What was measured of the earlier ones doesn't come back from the file."""
-    records = measured(tmp_path)
-    records.forget("disjoint", "resnet-narrow", 0)
-    assert list(records) == []
-    assert case("zipit") not in records
-    records.add(case("pleas"), [record("pleas", 0.7)])
+def of_sources(sources: str, method: str = "pleas") -> tuple[Case, list[Record]]:
+    """What a method gave for them."""
+    return case(method), [replace(record(method, 0.7), sources=sources)]
+
+
+def test_records_are_of_one_set_of_sources(tmp_path: Path) -> None:
+    """Of the last that was measured, here before elsewhere; of the document, only the same."""
+    first = measured(tmp_path)
+    write(first, tmp_path / "docs")
+    first.add(*of_sources("others"))
     again = Records(tmp_path / "records.jsonl", VERSIONS)
-    assert [r.accuracy for r in again if r.method == "pleas"] == [0.7]
-    again.forget("disjoint", "resnet-narrow", 1)
-    assert case("pleas") in again
+    for records in (first, again, ours(tmp_path)):
+        assert [(r.method, r.accuracy) for r in records] == [("pleas", 0.7)]
+
+    write(first, tmp_path / "docs")
+    first.add(*of_sources("others", "zipit"))
+    assert {r.method for r in ours(tmp_path)} == {"pleas", "zipit"}
+    assert {r.sources for r in published(tmp_path, VERSIONS)} == {"others"}
 
 
-@pytest.mark.parametrize(("own", "changed"), [((0.8, 0.9), False), ((0.8, 0.88), True)])
-def test_sources_are_recognised_by_their_accuracy(
-    own: tuple[float, float], changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def ours(folder: Path) -> Records:
+    """The file and the document."""
+    document = folder / "docs" / "accuracy.json"
+    return Records(folder / "records.jsonl", VERSIONS, document, REFERENCE_METHODS)
+
+
+def test_scenarios_with_the_same_sources_are_settled_together(tmp_path: Path) -> None:
+    """They differ in images, tags or outputs; a fine-tune's sources are its own."""
+    joint = ("disjoint-joint", "resnet-narrow", 0)
+    records = Records(tmp_path / "records.jsonl", origins=ORIGINS)
+    records.add(*of_sources("first"))
+    assert records.sources(*joint) == "first"
+    assert records.sources("disjoint-64", "resnet-narrow", 1) is None
+    records.settle(*joint, "first")
+    assert case("pleas") in records
+    records.settle(*joint, "second")
+    assert case("pleas") not in records
+    alike = {name for name, origin in ORIGINS.items() if origin == "disjoint"}
+    assert {"disjoint", "disjoint-joint", "disjoint-64", "disjoint-free"} <= alike
+    assert "fine-tunes" not in alike
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_where_something_is_missing_the_sources_must_be_those_measured(
+    changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of the same scenario with other images; what has no figure can't be told."""
-    setting = Setting("disjoint-64", "resnet-narrow", 0)
-    records = Records(tmp_path / "records.jsonl")
-    monkeypatch.setattr(run, "sources", lambda *_: [])
-    monkeypatch.setattr(run.Tests, "__init__", lambda *_: None)
-    monkeypatch.setattr(run.Tests, "own", lambda *_: list(own))
-    store = Store(tmp_path, tmp_path)
-    assert not run.others(setting, records, store)
-    found = Record("disjoint", "resnet-narrow", 0, "own", 0.0, 0.85, (0.8, 0.9), 1.0, 1.0, 0.0)
-    records.add(case(REFERENCE_CASE, 0.0), [found])
-    assert run.others(setting, records, store) == changed
-    assert {"disjoint", "disjoint-joint", "disjoint-64"} <= set(run.alike("disjoint"))
-    assert "fine-tunes" not in run.alike("disjoint")
+    """Else all of it is missing. Where nothing is, none are trained to be looked at."""
+    records = measured(tmp_path)
+    records.settle("disjoint", "resnet-narrow", 0, "")
+    wanted = [measure.Case(measure.Setting(*c.key[:3]), *c.key[3:]) for c in (case("pleas"),)]
+    monkeypatch.setattr(measure, "sources", lambda *_: pytest.fail("trained for nothing"))
+    measure.settle(wanted, records, Store(tmp_path, tmp_path))
+
+    wanted.append(replace(wanted[0], budget=0.5))
+    monkeypatch.setattr(measure, "sources", lambda *_: [])
+    monkeypatch.setattr(measure, "fingerprint", lambda _: "others" if changed else "")
+    measure.settle(wanted, records, Store(tmp_path, tmp_path))
+    assert (case("pleas") not in records) == changed
+
+
+def test_a_fingerprint_tells_one_rounding() -> None:
+    """The same weights have the same; the last bit of one makes another."""
+    model = nn.Linear(3, 2)
+    twin = copy.deepcopy(model)
+    assert fingerprint([model]) == fingerprint([twin]) != fingerprint([model, twin])
+    with torch.no_grad():
+        twin.weight[0, 0] = torch.nextafter(twin.weight[0, 0], torch.tensor(9.0))
+    assert fingerprint([model]) != fingerprint([twin])
 
 
 def test_leads_are_means_over_settings_that_both_have(tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.asked import DOCS
 from benchmarks.accuracy.evaluate import Tests
-from benchmarks.accuracy.measure import Case, Setting, evaluated, refused
+from benchmarks.accuracy.measure import Case, Setting, evaluated, refused, settle
 from benchmarks.accuracy.page import table
 from benchmarks.accuracy.records import Record, Records
-from benchmarks.accuracy.scenarios import SCENARIOS
-from benchmarks.accuracy.sources import calibration, given, sources
+from benchmarks.accuracy.scenarios import ORIGINS, SCENARIOS
+from benchmarks.accuracy.sources import calibration, fingerprint, given, sources
 from benchmarks.accuracy.summary import cells
 from benchmarks.accuracy.tasks import Store
 from passes import _answers, _problems, _targets, plan
@@ -335,6 +335,11 @@ def measure(case: Case, store: Store) -> Record:
     """The default with one thing changed; the budget is of FLOPs."""
     scenario, setting = SCENARIOS[case.setting.scenario], case.setting
     models = sources(scenario, setting.architecture, setting.seed, store)
+    return replace(_varied(case, models, store), sources=fingerprint(models))
+
+
+def _varied(case: Case, models: Sequence[nn.Module], store: Store) -> Record:
+    scenario, setting = SCENARIOS[case.setting.scenario], case.setting
     tests = Tests(scenario, store)
     data = collect(given(scenario, calibration(scenario, setting.seed, store)))
     variation = VARIATIONS[case.method]
@@ -393,13 +398,15 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     store = common.store(asked)
-    records = Records(asked.folder / "ablations.jsonl")
-    for pattern in [] if asked.page else asked.only:
-        for case in _cases(pattern, asked.architecture, asked.seeds):
-            if case not in records:
-                record = measure(case, store)
-                records.add(case, [record])
-                print(record, flush=True)
+    records = Records(asked.folder / "ablations.jsonl", origins=ORIGINS)
+    patterns = [] if asked.page else asked.only
+    wanted = [c for p in patterns for c in _cases(p, asked.architecture, asked.seeds)]
+    settle(wanted, records, store)
+    for case in wanted:
+        if case not in records:
+            record = measure(case, store)
+            records.add(case, [record])
+            print(record, flush=True)
     if asked.architecture == ARCHITECTURE:
         (asked.docs / "ablations.md").write_text(page(list(records)))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,10 +12,10 @@ from torch import nn
 import pleas_fx as pf
 from benchmarks.accuracy.evaluate import ENSEMBLES, Tests
 from benchmarks.accuracy.methods import METHODS
-from benchmarks.accuracy.records import REFERENCE_CASE, Record
+from benchmarks.accuracy.records import REFERENCE_CASE, Record, Records
 from benchmarks.accuracy.rivals.aligned import Request
 from benchmarks.accuracy.scenarios import SCENARIOS
-from benchmarks.accuracy.sources import calibration, ceiling, given, sources
+from benchmarks.accuracy.sources import calibration, ceiling, fingerprint, given, sources
 from benchmarks.accuracy.tasks import Store
 from pleas_fx.errors import PleasError
 
@@ -44,11 +44,24 @@ class Case:
         return s.scenario, s.architecture, s.seed, self.method, self.budget
 
 
+def settle(wanted: Sequence[Case], records: Records, store: Store) -> None:
+    """Forget what was measured of other sources, where something is missing: it lacks, too."""
+    for setting in dict.fromkeys(case.setting for case in wanted if case not in records):
+        name, architecture, seed = setting.scenario, setting.architecture, setting.seed
+        if records.sources(name, architecture, seed) is not None:
+            found = fingerprint(sources(SCENARIOS[name], architecture, seed, store))
+            records.settle(name, architecture, seed, found)
+
+
 def measure(case: Case, store: Store) -> list[Record]:
     """The records of a case."""
     scenario = SCENARIOS[case.setting.scenario]
     models = sources(scenario, case.setting.architecture, case.setting.seed, store)
-    tests = Tests(scenario, store)
+    found = _measured(case, models, Tests(scenario, store), store)
+    return [replace(record, sources=fingerprint(models)) for record in found]
+
+
+def _measured(case: Case, models: Sequence[nn.Module], tests: Tests, store: Store) -> list[Record]:
     if case.method == REFERENCE_CASE:
         return _references(case, models, tests, store)
     start = time.perf_counter()

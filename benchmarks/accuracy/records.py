@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Key = tuple[str, str, int, str, float]
+Where = tuple[str, str, int]  # scenario, architecture, seed
 FIRST = 1  # version
 REFERENCE_CASE = "references"  # the case of everything that is no merge
 
@@ -24,7 +25,10 @@ class Keyed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One measurement; sizes are relative to one source. A refusal has its reason as a note."""
+    """One measurement; sizes are relative to one source. A refusal has its reason as a note.
+
+    ``sources``: the fingerprint of the networks that were merged, empty where it isn't known.
+    """
 
     scenario: str
     architecture: str
@@ -37,6 +41,7 @@ class Record:
     params: float
     seconds: float
     note: str = ""
+    sources: str = ""
 
     def __str__(self) -> str:
         where = f"{self.scenario}/{self.architecture}/{self.seed}"
@@ -47,10 +52,11 @@ class Record:
 
 
 class Records:
-    """The records of this and of earlier runs.
+    """The records of this and of earlier runs, of each setting those of one set of sources.
 
     ``versions``: of methods that have changed; what was measured with an earlier one is left out.
     ``published``: the document of an earlier run, here or elsewhere; the file goes before it.
+    ``origins``: by scenario, the one that it shares its sources with.
     """
 
     def __init__(
@@ -59,16 +65,20 @@ class Records:
         versions: Mapping[str, int] | None = None,
         published: Path | None = None,
         references: Collection[str] = (),
+        origins: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.versions = versions or {}
+        self.origins = origins or {}
         self._found: dict[Key, list[Record]] = {}
+        self._sources: dict[Where, str] = {}
         if path.exists():
             for line in path.read_text().splitlines():
                 self._take(json.loads(line))
         if published is not None and published.exists():
             for case in _cases(json.loads(published.read_text()), references):
-                if case["case"] not in self._found:
+                own = self.sources(*case["case"][:3])
+                if case["case"] not in self._found and own in (None, _sources(case)):
                     self._take(case)
 
     def version(self, method: str) -> int:
@@ -81,10 +91,19 @@ class Records:
     def __contains__(self, case: Keyed) -> bool:
         return case.key in self._found
 
-    def forget(self, scenario: str, architecture: str, seed: int) -> None:
-        """Everything that was measured in a setting: its sources are others now."""
-        where = (scenario, architecture, seed)
-        self._found = {key: own for key, own in self._found.items() if key[:3] != where}
+    def sources(self, scenario: str, architecture: str, seed: int) -> str | None:
+        """The fingerprint of a setting's sources; None where nothing was measured."""
+        return self._sources.get(self._where(scenario, architecture, seed))
+
+    def settle(self, scenario: str, architecture: str, seed: int, sources: str) -> None:
+        """Keep only what was measured of these sources, also in scenarios that share them."""
+        where = self._where(scenario, architecture, seed)
+        if self._sources.get(where, sources) != sources:
+            self._found = {k: own for k, own in self._found.items() if self._where(*k[:3]) != where}
+        self._sources[where] = sources
+
+    def _where(self, scenario: str, architecture: str, seed: int) -> Where:
+        return self.origins.get(scenario, scenario), architecture, seed
 
     def add(self, case: Keyed, records: list[Record]) -> None:
         """Append what a case gave."""
@@ -103,7 +122,12 @@ class Records:
         if line.get("version", FIRST) != self.version(method):
             return
         key = (scenario, architecture, seed, method, budget)
+        self.settle(scenario, architecture, seed, _sources(line))
         self._found[key] = [Record(**{**r, "parts": tuple(r["parts"])}) for r in records]
+
+
+def _sources(line: Mapping[str, Any]) -> str:
+    return next((str(r.get("sources", "")) for r in line["records"]), "")
 
 
 def _cases(rows: Iterable[Mapping[str, Any]], references: Collection[str]) -> list[dict[str, Any]]:

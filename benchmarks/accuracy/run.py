@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -17,16 +15,13 @@ from benchmarks.accuracy import asked as common
 from benchmarks.accuracy.architectures import ARCHITECTURES
 from benchmarks.accuracy.asked import DOCS
 from benchmarks.accuracy.data import MissingDataError
-from benchmarks.accuracy.evaluate import Tests
-from benchmarks.accuracy.measure import Case, Setting, measure
+from benchmarks.accuracy.measure import Case, Setting, measure, settle
 from benchmarks.accuracy.methods import CURVE, METHODS, REFERENCES
 from benchmarks.accuracy.page import write
 from benchmarks.accuracy.records import REFERENCE_CASE, Records
-from benchmarks.accuracy.scenarios import CURVES, MAIN, SCENARIOS, SLOW
-from benchmarks.accuracy.sources import sources
+from benchmarks.accuracy.scenarios import CURVES, MAIN, ORIGINS, SCENARIOS, SLOW
 from benchmarks.accuracy.tasks import Store
 
-ROUNDED = 1e-5  # accuracies in records
 FIRST = "resnet-narrow"  # runs all scenarios and curves; the others the main ones
 
 
@@ -94,41 +89,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def alike(scenario: str) -> list[str]:
-    """The scenarios with the same sources: they differ in their images or tags."""
-    own = SCENARIOS[scenario]
-    return [n for n, s in SCENARIOS.items() if (s.parts, s.tuned) == (own.parts, own.tuned)]
-
-
-def others(setting: Setting, records: Records, store: Store) -> bool:
-    """Whether the sources aren't those that were measured: other processors train others."""
-    scenario, where = SCENARIOS[setting.scenario], (setting.architecture, setting.seed)
-    same = alike(setting.scenario)
-    known = [
-        r.parts
-        for r in records
-        if r.method == "own" and r.scenario in same and (r.architecture, r.seed) == where
-    ]
-    if not known:
-        return False
-    found = Tests(scenario, store).own(sources(scenario, setting.architecture, setting.seed, store))
-    return any(abs(a - b) > ROUNDED for a, b in zip(found, known[0], strict=True))
-
-
-def _measure(wanted: Iterator[Case], records: Records, store: Store, end: float) -> None:
+def _measure(wanted: Sequence[Case], records: Records, store: Store, end: float) -> None:
     """What is missing, until the time is up."""
-    for setting, own in groupby(wanted, key=attrgetter("setting")):
-        together = list(own)
-        missing = [case for case in together if case not in records]
+    settle(wanted, records, store)
+    for case in wanted:
         if time.monotonic() > end:
             return
-        if missing and others(setting, records, store):
-            for name in alike(setting.scenario):
-                records.forget(name, setting.architecture, setting.seed)
-            missing = together
-        for case in missing:
-            if time.monotonic() > end:
-                return
+        if case not in records:
             _add(records, case, store)
 
 
@@ -151,13 +118,12 @@ def run(asked: argparse.Namespace) -> None:
     """Measure, one case after the other; the page is written at the end."""
     torch.set_num_threads(1)
     versions = {method.name: method.version for method in METHODS.values()}
-    records = Records(
-        asked.folder / "records.jsonl", versions, asked.docs / "accuracy.json", REFERENCES
-    )
+    file, published = asked.folder / "records.jsonl", asked.docs / "accuracy.json"
+    records = Records(file, versions, published, REFERENCES, ORIGINS)
     store = common.store(asked)
     end = time.monotonic() + 60 * asked.minutes
     if not asked.page:
-        _measure(cases(Plan(tuple(asked.only), asked.seeds)), records, store, end)
+        _measure(list(cases(Plan(tuple(asked.only), asked.seeds))), records, store, end)
     write(records, asked.docs)
 
 

@@ -97,6 +97,10 @@ _ALL = (
     _few(_DOMAINS, 0),
 )
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}
+ORIGINS = {  # by scenario, the first with the same sources: others differ in images or tags
+    name: next(s.name for s in _ALL if (s.parts, s.tuned) == (own.parts, own.tuned))
+    for name, own in SCENARIOS.items()
+}
 MAIN = tuple(scenario.name for scenario in _MAIN)
 CURVES = ("same-task", "disjoint", "fine-tunes", "domains", "disjoint-joint")
 SLOW = ("same-task", "disjoint")  # where methods that take long are tried

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,7 @@ from benchmarks.accuracy.scenarios import GARMENTS, Scenario
 from benchmarks.accuracy.tasks import Part, Store, Task, training_images
 from benchmarks.accuracy.training import Trained, get
 
+DIGITS = 8  # of a fingerprint
 PER_SEED = 10  # seeds of networks that one seed of the benchmark has for itself
 
 
@@ -30,6 +34,15 @@ def networks(scenario: Scenario, architecture: str, seed: int) -> list[Trained]:
 def sources(scenario: Scenario, architecture: str, seed: int, store: Store) -> list[nn.Module]:
     """The trained sources."""
     return [get(network, store) for network in networks(scenario, architecture, seed)]
+
+
+def fingerprint(models: Sequence[nn.Module]) -> str:
+    """What tells networks from those that another processor trained by the same recipe."""
+    digest = hashlib.sha256()
+    for model in models:
+        for tensor in model.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
 
 
 def ceiling(scenario: Scenario, architecture: str, seed: int, store: Store) -> nn.Module:
