@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.accuracy import measure
+from benchmarks.accuracy import measure, run
 from benchmarks.accuracy.page import write
 from benchmarks.accuracy.records import REFERENCE_CASE, Key, Record, Records
 from benchmarks.accuracy.scenarios import ORIGINS
@@ -152,6 +152,18 @@ def test_where_something_is_missing_the_sources_must_be_those_measured(
     monkeypatch.setattr(measure, "fingerprint", lambda _: "others" if changed else "")
     measure.settle(wanted, records, Store(tmp_path, tmp_path))
     assert (case("pleas") not in records) == changed
+
+
+def test_processes_share_no_network_and_repeat_nothing(tmp_path: Path) -> None:
+    """A share is all that is missing of one architecture and seed, in the order of asking."""
+    records = measured(tmp_path)
+    keys = [("disjoint", 0, "zipit"), ("domains", 0, "zipit"), ("disjoint", 1, "zipit")] * 2
+    wanted = [
+        measure.Case(measure.Setting(name, "resnet-narrow", seed), method, 1.0)
+        for name, seed, method in keys
+    ]
+    assert wanted[0] in records
+    assert run.shares(wanted, records) == [[wanted[1]], [wanted[2]]]
 
 
 def test_a_fingerprint_tells_one_rounding() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,6 +26,7 @@ from benchmarks.accuracy.records import REFERENCE_CASE, Records
 from benchmarks.accuracy.scenarios import CURVES, MAIN, ORIGINS, SCENARIOS, SLOW
 from benchmarks.accuracy.tasks import Store
 
+VERSIONS = {method.name: method.version for method in METHODS.values()}
 FIRST = "resnet-narrow"  # runs all scenarios and curves; the others the main ones
 
 
@@ -85,25 +90,46 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at once")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     return parser.parse_args(given)
 
 
-def _measure(wanted: Sequence[Case], records: Records, store: Store, end: float) -> None:
-    """What is missing, until the time is up."""
-    settle(wanted, records, store)
-    for case in wanted:
-        if time.monotonic() > end:
-            return
+def shares(wanted: Sequence[Case], records: Records) -> list[list[Case]]:
+    """What is missing, together what may train the same networks; in the order of asking."""
+    found: dict[tuple[str, int], list[Case]] = defaultdict(list)
+    for case in dict.fromkeys(wanted):
         if case not in records:
-            _add(records, case, store)
+            found[case.setting.architecture, case.setting.seed].append(case)
+    return list(found.values())
 
 
-def _add(records: Records, case: Case, store: Store) -> None:
-    found = measure(case, store)
-    records.add(case, found)
-    for record in found:
-        print(record, flush=True)
+def _measure(share: Sequence[Case], file: Path, store: Store, end: float) -> None:
+    """A share, one case after the other until the time is up: what a process does."""
+    records = Records(file, VERSIONS)
+    for case in share:
+        if time.time() > end:
+            return
+        found = measure(case, store)
+        records.add(case, found)
+        for record in found:
+            print(record, flush=True)
+
+
+def _measure_all(asked: argparse.Namespace, records: Records) -> None:
+    """In several processes of one thread each: these networks are too small for more."""
+    store, end = common.store(asked), time.time() + 60 * asked.minutes
+    wanted = list(cases(Plan(tuple(asked.only), asked.seeds)))
+    settle(wanted, records, store)
+    with ProcessPoolExecutor(
+        asked.processes, get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        started = [
+            pool.submit(_measure, share, records.path, store, end)
+            for share in shares(wanted, records)
+        ]
+        for one in started:
+            one.result()
 
 
 def main() -> None:
@@ -115,16 +141,16 @@ def main() -> None:
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Measure, one case after the other; the page is written at the end."""
+    """Measure what is missing, then write the page."""
     torch.set_num_threads(1)
-    versions = {method.name: method.version for method in METHODS.values()}
     file, published = asked.folder / "records.jsonl", asked.docs / "accuracy.json"
-    records = Records(file, versions, published, REFERENCES, ORIGINS)
-    store = common.store(asked)
-    end = time.monotonic() + 60 * asked.minutes
+
+    def known() -> Records:
+        return Records(file, VERSIONS, published, REFERENCES, ORIGINS)
+
     if not asked.page:
-        _measure(list(cases(Plan(tuple(asked.only), asked.seeds))), records, store, end)
-    write(records, asked.docs)
+        _measure_all(asked, known())
+    write(known(), asked.docs)
 
 
 if __name__ == "__main__":
