@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from passes.align import align
 from passes.compare import compare
+from passes.conform import conform
 from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.probe import probe
@@ -153,6 +154,7 @@ def _prepared(
 ) -> Prepared:
     """Raises Mismatch where the graph can't be rewritten, not even whole."""
     with clock.time("trace"):
+        programs = conform(programs)
         compare(programs, same_outputs=options.heads == "shared")
         programs = align(programs)
     with clock.time("groups"):

@@ -125,14 +125,6 @@ def test_one_layer_used_twice_is_not_two() -> None:
         pf.merge(models, IMAGES, width=1.0, progress=False)
 
 
-def test_a_bias_that_only_one_has_is_named() -> None:
-    """No graph differs by it, but the parameters do."""
-    models = [seeded(network, seed) for seed in range(2)]
-    models[1][0] = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-    with pytest.raises(pf.IncompatibleModelsError, match="only one has a bias"):
-        pf.merge(models, IMAGES, width=1.0, progress=False)
-
-
 def test_parameters_are_the_sources_own() -> None:
     """The program under other names computes what its source does, with its very tensors."""
     first, other = seeded(network, 0), CHANGES["inside"](seeded(network, 1))
