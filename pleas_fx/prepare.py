@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from passes.align import align
 from passes.compare import compare
 from passes.conform import conform
+from passes.fold import fold
 from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.probe import probe
@@ -23,6 +25,10 @@ from pleas_fx.errors import GraphError, IncompatibleModelsError, OptionError, Tr
 from pleas_fx.heads import given_lanes, output_groups
 from pleas_fx.ir import GroupId, Lane, Program, Symmetry
 from pleas_fx.request import Clock, Options
+
+FOLDED = (
+    "one source has no batch norms where another has them: they were folded into the layers before"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,9 @@ def _prepared(
 ) -> Prepared:
     """Raises Mismatch where the graph can't be rewritten, not even whole."""
     with clock.time("trace"):
-        programs = conform(programs)
+        folded = fold(programs)
+        notes = [FOLDED] if any(map(operator.is_not, folded, programs)) else []
+        programs = conform(folded)
         compare(programs, same_outputs=options.heads == "shared")
         programs = align(programs)
     with clock.time("groups"):
@@ -171,8 +179,12 @@ def _prepared(
                 "modules that rearrange channels leaves of the trace"
             )
     unequal = _unequal(symmetries) - output_groups(programs[0], symmetries[0])
-    note = f"{len(unequal)} groups have other numbers of channels in other sources: they stay apart"
-    return Prepared(programs, symmetries, given, whole, (note,) if unequal else ())
+    if unequal:
+        notes.append(
+            f"{len(unequal)} groups have other numbers of channels in other sources: they stay "
+            "apart"
+        )
+    return Prepared(programs, symmetries, given, whole, tuple(notes))
 
 
 @contextmanager
