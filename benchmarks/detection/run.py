@@ -128,7 +128,7 @@ on scenes of {SIZE}x{SIZE}: one finds the ten digits of MNIST, the other five ga
 Fashion-MNIST, pasted on coloured noise. No training image has both. Merged without labels, from
 {CALIBRATION} scenes of each kind; tested on {TEST} scenes of each kind, made of the sets' test
 images, and on {TEST} with both kinds in them, where each output is judged by its own objects.
-"distilled" is "pleas" with `distil={STEPS}`: trained towards what the sources say of the same scenes.
+"distilled" is "pleas" with `distil={STEPS}`: trained towards what the sources say of these scenes.
 
 Mean average precision in percent, at an overlap of 0.5 and (in brackets) over 0.5 to 0.95, of
 {{seeds}}. FLOPs are executed ones over a source's.
