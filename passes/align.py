@@ -42,7 +42,8 @@ def _named(first: Program, other: Program, source: int) -> Program:
     for a, b in pairs:
         if a.op not in ("call_module", "get_attr"):
             continue
-        if paths.setdefault(str(a.target), str(b.target)) != str(b.target):
+        before = paths.setdefault(str(a.target), str(b.target))
+        if before != str(b.target) and _own(attribute(other.module, before)):
             raise IncompatibleModelsError(
                 f"source {source} has two layers, {paths[str(a.target)]} and {b.target}, where "
                 f"source 0 has {a.target} twice"
@@ -54,6 +55,11 @@ def _named(first: Program, other: Program, source: int) -> Program:
     module = fx.GraphModule(root, _renamed(pairs))
     shapes = {a.name: other.shapes[b.name] for a, b in pairs if b.name in other.shapes}
     return replace(other, module=module, shapes=shapes, modules=first.modules)
+
+
+def _own(value: object) -> bool:
+    """Whether it holds anything: what doesn't is the same wherever its options are."""
+    return not isinstance(value, nn.Module) or bool(value.state_dict())
 
 
 def _renamed(pairs: Sequence[tuple[fx.Node, fx.Node]]) -> fx.Graph:

@@ -192,9 +192,19 @@ def _option_difference(one: nn.Module, two: nn.Module, ignored: Sequence[str]) -
     for name, value in vars(one).items():
         if name.startswith("_") or name in ignored:
             continue
-        if isinstance(value, (int, float, str, bool, tuple)) and value != vars(two).get(name):
-            return f"{name} is {value} against {vars(two).get(name)}"
+        other = vars(two).get(name)
+        if isinstance(value, (int, float, str, bool, tuple)) and not _same_option(value, other):
+            return f"{name} is {value} against {other}"
     return None
+
+
+def _same_option(one: Any, two: Any) -> bool:
+    """One number stands for the same along every dim."""
+    if isinstance(one, tuple) and isinstance(two, int):
+        return set(one) == {two}
+    if isinstance(one, int) and isinstance(two, tuple):
+        return set(two) == {one}
+    return bool(one == two)
 
 
 def _shape_difference(first: Program, other: Program, a: fx.Node, b: fx.Node) -> str | None:

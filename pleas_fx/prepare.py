@@ -18,6 +18,8 @@ from passes.fold import fold
 from passes.groups import Groups, groups
 from passes.lower import lower
 from passes.probe import probe
+from passes.reorder import reorder
+from passes.respell import respell
 from passes.rewrite import Mismatch
 from passes.trace import trace
 from passes.verify import verify
@@ -160,11 +162,8 @@ def _prepared(
 ) -> Prepared:
     """Raises Mismatch where the graph can't be rewritten, not even whole."""
     with clock.time("trace"):
-        folded = fold(programs)
-        notes = [FOLDED] if any(map(operator.is_not, folded, programs)) else []
-        programs = conform(folded)
-        compare(programs, same_outputs=options.heads == "shared")
-        programs = align(programs)
+        programs, told = _even(programs, options)
+    notes = list(told)
     with clock.time("groups"):
         symmetries = _symmetries(programs)
     with clock.time("probe"):
@@ -185,6 +184,30 @@ def _prepared(
             "apart"
         )
     return Prepared(programs, symmetries, given, whole, tuple(notes))
+
+
+def _even(programs: Programs, options: Options) -> tuple[Programs, tuple[str, ...]]:
+    """The same graph under the same names; what was done to have that.
+
+    Raises:
+        IncompatibleModelsError: there is none, also where all that is written differently is
+            written in one way.
+    """
+    try:
+        return _matched(programs, options)
+    except IncompatibleModelsError as refusal:
+        try:
+            return _matched(tuple(map(respell, programs)), options)
+        except (IncompatibleModelsError, TraceError):
+            raise refusal from None
+
+
+def _matched(programs: Programs, options: Options) -> tuple[Programs, tuple[str, ...]]:
+    folded = fold(programs)
+    told = (FOLDED,) if any(map(operator.is_not, folded, programs)) else ()
+    even = conform([folded[0], *(reorder(folded[0], other) for other in folded[1:])])
+    compare(even, same_outputs=options.heads == "shared")
+    return align(even), told
 
 
 @contextmanager

@@ -1,0 +1,211 @@
+"""Write operators without parameters in one way: libraries call the same ones differently.
+
+A module, a function, a method; the mean over all positions or a pooling to one; ``view`` or
+``flatten``. Layers stay what they are.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from passes.trace import traced
+from pleas_fx.ir import Program
+from pleas_fx.module_tree import twin
+
+REQUIRED = object()  # an option without a default
+SPACE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+EVERY_DIM = ("kernel_size", "stride", "padding", "dilation", "output_size")  # or one number for all
+POOLING = {"kernel_size": REQUIRED, "stride": None, "padding": 0}
+LARGEST = {**POOLING, "dilation": 1, "ceil_mode": False}
+MEAN = {**POOLING, "ceil_mode": False, "count_include_pad": True}
+RESIZING = {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None}
+
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """An operator of one tensor (or of two, or a list): how it is written from now on, and was.
+
+    ``options``: what else it is given, in order, with the defaults.
+    """
+
+    function: Callable[..., Any]
+    modules: tuple[type[nn.Module], ...] = ()
+    functions: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    operands: int = 1
+
+
+SPELLINGS = (
+    Spelling(F.relu, (nn.ReLU,), (torch.relu,), ("relu",)),
+    Spelling(F.relu6, (nn.ReLU6,)),
+    Spelling(F.silu, (nn.SiLU,)),
+    Spelling(F.gelu, (nn.GELU,), options={"approximate": "none"}),
+    Spelling(F.mish, (nn.Mish,)),
+    Spelling(F.selu, (nn.SELU,), (torch.selu,)),
+    Spelling(F.hardswish, (nn.Hardswish,)),
+    Spelling(F.hardsigmoid, (nn.Hardsigmoid,)),
+    Spelling(torch.sigmoid, (nn.Sigmoid,), (F.sigmoid,), ("sigmoid",)),
+    Spelling(torch.tanh, (nn.Tanh,), (F.tanh,), ("tanh",)),
+    Spelling(F.elu, (nn.ELU,), options={"alpha": 1.0}),
+    Spelling(F.leaky_relu, (nn.LeakyReLU,), options={"negative_slope": 0.01}),
+    Spelling(F.softplus, (nn.Softplus,), options={"beta": 1.0, "threshold": 20.0}),
+    Spelling(F.softmax, (nn.Softmax,), (torch.softmax,), ("softmax",), {"dim": REQUIRED}),
+    Spelling(
+        F.log_softmax, (nn.LogSoftmax,), (torch.log_softmax,), ("log_softmax",), {"dim": REQUIRED}
+    ),
+    Spelling(F.max_pool1d, (nn.MaxPool1d,), (torch.max_pool1d,), options=LARGEST),
+    Spelling(F.max_pool2d, (nn.MaxPool2d,), (torch.max_pool2d,), options=LARGEST),
+    Spelling(F.max_pool3d, (nn.MaxPool3d,), (torch.max_pool3d,), options=LARGEST),
+    Spelling(F.avg_pool1d, (nn.AvgPool1d,), options=MEAN),
+    Spelling(F.avg_pool2d, (nn.AvgPool2d,), options=MEAN),
+    Spelling(F.avg_pool3d, (nn.AvgPool3d,), options=MEAN),
+    Spelling(SPACE[1], (nn.AdaptiveAvgPool1d,), options={"output_size": REQUIRED}),
+    Spelling(SPACE[2], (nn.AdaptiveAvgPool2d,), options={"output_size": REQUIRED}),
+    Spelling(SPACE[3], (nn.AdaptiveAvgPool3d,), options={"output_size": REQUIRED}),
+    Spelling(F.interpolate, (nn.Upsample,), options=RESIZING),
+    Spelling(
+        torch.flatten, (nn.Flatten,), (), ("flatten",), options={"start_dim": 0, "end_dim": -1}
+    ),
+    Spelling(torch.mean, (), (), ("mean",), options={"dim": None, "keepdim": False}),
+    Spelling(torch.cat, (), (torch.concat, torch.concatenate), options={"dim": 0}),
+    Spelling(operator.add, (), (torch.add, operator.iadd), ("add",), operands=2),
+    Spelling(operator.mul, (), (torch.mul, operator.imul), ("mul",), operands=2),
+)
+_OF_MODULE = {kind: s for s in SPELLINGS for kind in s.modules}
+_OF_FUNCTION = {function: s for s in SPELLINGS for function in (s.function, *s.functions)}
+_OF_METHOD = {method: s for s in SPELLINGS for method in s.methods}
+OTHER_NAMES = {"tensors": 0, "input": 0, "other": 1}  # of operands
+USUAL = {  # what every operator of the table is given, if anything
+    **dict.fromkeys(("dtype", "divisor_override", "recompute_scale_factor")),
+    **dict.fromkeys(("return_indices", "antialias"), False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Respell:
+    """Options of the pass."""
+
+    name: str = "respell"
+
+    def run(self, program: Program) -> Program:
+        return respell(program)
+
+
+def respell(program: Program) -> Program:
+    """An equal program with one way of writing for every operator of :data:`SPELLINGS`."""
+    module = twin(program.module)
+    shapes = {n: program.shapes[n.name] for n in module.graph.nodes if n.name in program.shapes}
+    for node in list(module.graph.nodes):
+        with module.graph.inserting_before(node):
+            instead = _written(module, node, shapes)
+        if instead is not None:
+            shapes[instead] = shapes.get(node, ())
+            node.replace_all_uses_with(instead)
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    layers = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
+    return replace(traced(module, program.inputs, leaves=layers), general=program.general)
+
+
+def _written(module: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node | None:
+    """What stands for a node now, where that is something else."""
+    if _flattens(node, shapes):
+        return node.graph.call_function(torch.flatten, (node.args[0],), {"start_dim": 1})
+    found = _given(module, node)
+    if found is None:
+        return None
+    spelling, operands, options = found
+    if spelling.function is torch.mean:
+        return _mean_of_positions(node, operands[0], options, shapes)
+    return node.graph.call_function(spelling.function, operands, options)
+
+
+Given = tuple[Spelling, tuple[Any, ...], dict[str, Any]]
+
+
+def _given(module: fx.GraphModule, node: fx.Node) -> Given | None:
+    """The spelling, the operands, and the options that aren't the defaults."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        spelling = _OF_MODULE.get(type(layer))
+        if spelling is None or any(getattr(layer, k, v) != v for k, v in USUAL.items()):
+            return None
+        values = {name: getattr(layer, name) for name in spelling.options}
+        return spelling, tuple(node.args), _plain(spelling, values)
+    table: Mapping[Any, Spelling] = _OF_METHOD if node.op == "call_method" else _OF_FUNCTION
+    spelling = table.get(node.target) if node.op in ("call_function", "call_method") else None
+    if spelling is None:
+        return None
+    named = {k: v for k, v in node.kwargs.items() if k not in USUAL or v != USUAL[k]}
+    named.pop("inplace", None)  # changes nothing that is computed
+    moved = {OTHER_NAMES[k]: named.pop(k) for k in list(named) if k in OTHER_NAMES}
+    places = dict(enumerate(node.args)) | moved
+    operands = tuple(_plain_list(places.pop(k, None)) for k in range(spelling.operands))
+    names = tuple(spelling.options)
+    if any(k - spelling.operands >= len(names) for k in places) or None in operands:
+        return None
+    values = {names[k - spelling.operands]: v for k, v in places.items()} | named
+    return (spelling, operands, _plain(spelling, values)) if values.keys() <= set(names) else None
+
+
+def _plain_list(operand: Any) -> Any:
+    return tuple(operand) if isinstance(operand, list) else operand
+
+
+def _plain(spelling: Spelling, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in their order; one number where it is the same along every dim."""
+    known = {name: _one(v) if name in EVERY_DIM else v for name, v in values.items()}
+    if "kernel_size" in known and known.get("stride") == known["kernel_size"]:
+        known["stride"] = None
+    return {
+        name: known[name]
+        for name, usual in spelling.options.items()
+        if name in known and (usual is REQUIRED or known[name] != usual)
+    }
+
+
+def _one(value: Any) -> Any:
+    if isinstance(value, (tuple, list)) and len(set(value)) == 1:
+        return value[0]
+    return value
+
+
+def _flattens(node: fx.Node, shapes: Shapes) -> bool:
+    """``view`` or ``reshape`` to a row an example."""
+    given = node.args[0] if node.args else None
+    if node.op != "call_method" or node.target not in ("view", "reshape"):
+        return False
+    if not isinstance(given, fx.Node) or node not in shapes or given not in shapes:
+        return False
+    before, after = shapes[given], shapes[node]
+    to_rows = isinstance(node.args[1], fx.Node) or node.args[1] == -1
+    return bool(to_rows and len(before) > 2 and after == (before[0], math.prod(before[1:])))
+
+
+def _mean_of_positions(
+    node: fx.Node, given: Any, options: Mapping[str, Any], shapes: Shapes
+) -> fx.Node | None:
+    """Pooling to one position, and without its dims unless they are kept."""
+    dims = options.get("dim")
+    rank = len(shapes.get(given, ()))
+    if not isinstance(dims, (tuple, list)) or rank - 2 not in SPACE:
+        return None
+    if sorted(d % rank for d in dims) != list(range(2, rank)):
+        return None
+    pooled = node.graph.call_function(SPACE[rank - 2], (given,), {"output_size": 1})
+    if options.get("keepdim", False):
+        return pooled
+    return node.graph.call_function(torch.flatten, (pooled,), {"start_dim": 1})
