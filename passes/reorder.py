@@ -34,7 +34,7 @@ def reorder(first: Program, other: Program) -> Program:
     """
     pairs = _pairs(first, other)
     ours, theirs = first.module.graph.nodes, other.module.graph.nodes
-    if len(pairs) < len(ours) or len(set(pairs.values())) < len(theirs):
+    if not len(pairs) == len(ours) == len(theirs) == len(set(pairs.values())):
         return other
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in ours:
