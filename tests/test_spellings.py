@@ -17,7 +17,8 @@ from passes.lower import lower
 from passes.reorder import reorder
 from passes.respell import SPELLINGS, respell
 from passes.trace import trace
-from tests.merging import clone, outputs, worst
+from tests.merging import NAMES, clone, doubled, outputs, precise, worst
+from tests.networks import NETWORKS as NETWORKS_OF_ALL
 from tests.networks import noise
 from tests.randomise import seeded
 
@@ -132,6 +133,17 @@ def test_every_spelling_computes_what_it_did(name: str, k: int) -> None:
     program = respell(lower(trace(model, (IMAGES[:2],))))
     assert program.general
     assert worst(outputs(program.module, (IMAGES,)), outputs(model, (IMAGES,))) < EXACT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_compute_the_same_in_the_words_of_the_table(name: str) -> None:
+    """Whatever else is in them; and in their own order."""
+    network = NETWORKS_OF_ALL[name]
+    (model,), given = precise(network, 0), doubled(network.batch(4, seed=1))
+    program = respell(lower(trace(model, given)))
+    wanted = outputs(model, given)
+    for same in (program, reorder(program, program)):
+        assert worst(outputs(same.module, given), wanted) < 1e-9
 
 
 def test_every_spelling_is_tried() -> None:
