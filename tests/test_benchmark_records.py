@@ -155,7 +155,7 @@ def test_where_something_is_missing_the_sources_must_be_those_measured(
 
 
 def test_processes_share_no_network_and_repeat_nothing(tmp_path: Path) -> None:
-    """A share is all that is missing of one architecture and seed, in the order of asking."""
+    """A share is all of one architecture and seed that lacks something, in the order of asking."""
     records = measured(tmp_path)
     keys = [("disjoint", 0, "zipit"), ("domains", 0, "zipit"), ("disjoint", 1, "zipit")] * 2
     wanted = [
@@ -163,7 +163,8 @@ def test_processes_share_no_network_and_repeat_nothing(tmp_path: Path) -> None:
         for name, seed, method in keys
     ]
     assert wanted[0] in records
-    assert run.shares(wanted, records) == [[wanted[1]], [wanted[2]]]
+    assert run.shares(wanted, records) == [wanted[:2], [wanted[2]]]
+    assert run.shares(wanted[:1], records) == []
 
 
 def test_a_fingerprint_tells_one_rounding() -> None:

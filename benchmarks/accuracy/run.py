@@ -96,37 +96,41 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def shares(wanted: Sequence[Case], records: Records) -> list[list[Case]]:
-    """What is missing, together what may train the same networks; in the order of asking."""
+    """Together what may train the same networks, where something is missing; in order."""
     found: dict[tuple[str, int], list[Case]] = defaultdict(list)
     for case in dict.fromkeys(wanted):
-        if case not in records:
-            found[case.setting.architecture, case.setting.seed].append(case)
-    return list(found.values())
+        found[case.setting.architecture, case.setting.seed].append(case)
+    return [share for share in found.values() if any(case not in records for case in share)]
 
 
-def _measure(share: Sequence[Case], file: Path, store: Store, end: float) -> None:
-    """A share, one case after the other until the time is up: what a process does."""
-    records = Records(file, VERSIONS)
+def _measure(share: Sequence[Case], asked: argparse.Namespace, end: float) -> None:
+    """What a share lacks, one case after the other until the time is up: what a process does."""
+    records, store = _known(asked), common.store(asked)
+    settle(share, records, store)
     for case in share:
         if time.time() > end:
             return
-        found = measure(case, store)
-        records.add(case, found)
-        for record in found:
-            print(record, flush=True)
+        if case not in records:
+            found = measure(case, store)
+            records.add(case, found)
+            for record in found:
+                print(record, flush=True)
 
 
-def _measure_all(asked: argparse.Namespace, records: Records) -> None:
+def _known(asked: argparse.Namespace) -> Records:
+    file, published = asked.folder / "records.jsonl", asked.docs / "accuracy.json"
+    return Records(file, VERSIONS, published, REFERENCES, ORIGINS)
+
+
+def _measure_all(asked: argparse.Namespace) -> None:
     """In several processes of one thread each: these networks are too small for more."""
-    store, end = common.store(asked), time.time() + 60 * asked.minutes
+    end = time.time() + 60 * asked.minutes
     wanted = list(cases(Plan(tuple(asked.only), asked.seeds)))
-    settle(wanted, records, store)
     with ProcessPoolExecutor(
         asked.processes, get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
         started = [
-            pool.submit(_measure, share, records.path, store, end)
-            for share in shares(wanted, records)
+            pool.submit(_measure, share, asked, end) for share in shares(wanted, _known(asked))
         ]
         for one in started:
             one.result()
@@ -143,14 +147,9 @@ def main() -> None:
 def run(asked: argparse.Namespace) -> None:
     """Measure what is missing, then write the page."""
     torch.set_num_threads(1)
-    file, published = asked.folder / "records.jsonl", asked.docs / "accuracy.json"
-
-    def known() -> Records:
-        return Records(file, VERSIONS, published, REFERENCES, ORIGINS)
-
     if not asked.page:
-        _measure_all(asked, known())
-    write(known(), asked.docs)
+        _measure_all(asked)
+    write(_known(asked), asked.docs)
 
 
 if __name__ == "__main__":
