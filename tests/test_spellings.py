@@ -115,13 +115,12 @@ def pair(name: str, k: int) -> list[nn.Module]:
 
 @pytest.mark.parametrize(("name", "k"), PAIRS)
 def test_the_same_in_other_words_is_the_same_graph(name: str, k: int) -> None:
-    """At full width the sources' outputs, exactly; below it they merge, and stay as they were."""
+    """At full width the sources' outputs, exactly; they stay as they were."""
     models = pair(name, k)
     before = [clone(model) for model in models]
     whole = pf.merge(models, IMAGES, width=2.0, progress=False, synthetic=0)
     wanted = [t for model in models for t in outputs(model, (IMAGES,))]
     assert worst(outputs(whole.model, (IMAGES,)), wanted) < EXACT
-    pf.merge(models, IMAGES, width=0.75, progress=False, synthetic=0)
     for model, kept in zip(models, before, strict=True):
         assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
 
@@ -187,6 +186,7 @@ def test_the_order_of_branches_and_summands_is_no_difference(
     result = pf.merge(models, IMAGES, width=2.0, progress=False, synthetic=0)
     wanted = [t for model in models for t in outputs(model, (IMAGES,))]
     assert worst(outputs(result.model, (IMAGES,)), wanted) < EXACT
+    assert pf.merge(models, IMAGES, flops=0.7, progress=False, synthetic=0).report.layers
 
 
 def test_a_network_and_itself_in_other_words_are_one(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from benchmarks.accuracy.methods import CURVE, METHODS, REFERENCES
 from benchmarks.accuracy.page import write
 from benchmarks.accuracy.records import REFERENCE_CASE, Records
 from benchmarks.accuracy.scenarios import CURVES, MAIN, ORIGINS, SCENARIOS, SLOW
-from benchmarks.accuracy.tasks import Store
 
 VERSIONS = {method.name: method.version for method in METHODS.values()}
 FIRST = "resnet-narrow"  # runs all scenarios and curves; the others the main ones
