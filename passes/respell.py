@@ -26,6 +26,7 @@ EVERY_DIM = ("kernel_size", "stride", "padding", "dilation", "output_size")  # o
 POOLING = {"kernel_size": REQUIRED, "stride": None, "padding": 0}
 LARGEST = {**POOLING, "dilation": 1, "ceil_mode": False}
 MEAN = {**POOLING, "ceil_mode": False, "count_include_pad": True}
+RELU6 = {"min_val": 0.0, "max_val": 6.0}
 RESIZING = {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None}
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
@@ -49,6 +50,7 @@ class Spelling:
 SPELLINGS = (
     Spelling(F.relu, (nn.ReLU,), (torch.relu,), ("relu",)),
     Spelling(F.relu6, (nn.ReLU6,)),
+    Spelling(F.hardtanh, (nn.Hardtanh,), options={"min_val": -1.0, "max_val": 1.0}),
     Spelling(F.silu, (nn.SiLU,)),
     Spelling(F.gelu, (nn.GELU,), options={"approximate": "none"}),
     Spelling(F.mish, (nn.Mish,)),
@@ -130,6 +132,8 @@ def _written(module: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node |
     spelling, operands, options = found
     if spelling.function is torch.mean:
         return _mean_of_positions(node, operands[0], options, shapes)
+    if spelling.function is F.hardtanh and options == RELU6:
+        return node.graph.call_function(F.relu6, operands)
     return node.graph.call_function(spelling.function, operands, options)
 
 

@@ -18,6 +18,7 @@ from passes._exported import drop_guards, exported, is_exported
 from passes._inline import inlined
 from passes._inplace import without_writes
 from passes._plainer import plainer
+from passes._quiet import quiet
 from passes._read_only import WriteError, read_only
 from passes._results import called, tensors
 from passes._wrappers import full_precision, unwrapped
@@ -293,7 +294,8 @@ def _is_general(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> boo
     if not tensors(wanted):
         return None
     try:
-        return _agree(called(module, others), wanted)
+        with quiet():  # a graph module prints where it fails
+            return _agree(called(module, others), wanted)
     except Exception:  # noqa: BLE001 (whatever an operator raises for such sizes)
         return False
 

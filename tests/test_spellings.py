@@ -21,6 +21,7 @@ from tests.merging import NAMES, clone, doubled, outputs, precise, worst
 from tests.networks import NETWORKS as NETWORKS_OF_ALL
 from tests.networks import noise
 from tests.randomise import seeded
+from tests.small_networks import NarrowResNet, two_convolutions
 
 EXACT = 1e-12  # relative, in float64
 IMAGES = noise((24, 3, 12, 12))[0].double()
@@ -56,7 +57,11 @@ class Ending(nn.Module):
 
 ALIKE: dict[str, tuple[Operator, ...]] = {
     "relu": (nn.ReLU(), F.relu, torch.relu, lambda x: x.relu(), lambda x: F.relu(x, inplace=True)),
-    "relu6": (nn.ReLU6(), F.relu6, partial(F.relu6, inplace=True)),
+    "relu6": (
+        nn.ReLU6(), F.relu6, partial(F.relu6, inplace=True), nn.Hardtanh(0, 6),
+        lambda x: F.hardtanh(x, 0.0, 6.0),
+    ),
+    "hardtanh": (nn.Hardtanh(), F.hardtanh, lambda x: F.hardtanh(x, -1, max_val=1)),
     "silu": (nn.SiLU(), F.silu),
     "gelu": (nn.GELU("tanh"), lambda x: F.gelu(x, approximate="tanh")),
     "mish": (nn.Mish(), F.mish),
@@ -123,6 +128,26 @@ def test_the_same_in_other_words_is_the_same_graph(name: str, k: int) -> None:
     assert worst(outputs(whole.model, (IMAGES,)), wanted) < EXACT
     for model, kept in zip(models, before, strict=True):
         assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["one after the other", "residual", "clipped"])
+def test_an_exported_program_is_the_same_graph(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its operators are those of torch, not of anybody's code; nothing is printed on the way."""
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "one after the other": two_convolutions,
+        "residual": NarrowResNet,
+        "clipped": lambda: Between(nn.ReLU6()),
+    }
+    models = [seeded(networks[name], seed).double() for seed in range(2)]
+    wanted = [t for model in models for t in outputs(model, (IMAGES,))]
+    sizes = ({0: torch.export.Dim("batch", min=2, max=512)},)
+    models[1] = torch.export.export(models[1], (IMAGES,), dynamic_shapes=sizes).module()
+    capfd.readouterr()
+    result = pf.merge(models, IMAGES, width=2.0, progress=False, synthetic=0)
+    assert "Traceback" not in capfd.readouterr().err
+    assert worst(outputs(result.model, (IMAGES,)), wanted) < EXACT
 
 
 @pytest.mark.parametrize(("name", "k"), PAIRS)
