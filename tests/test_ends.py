@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2 import Normalize
 
 import pleas_fx as pf
 from passes.trace import trace
 from tests.merging import outputs, worst
 from tests.networks import noise
 from tests.randomise import seeded
+from tests.small_networks import two_convolutions
 
 IMAGES = noise((12, 3, 6, 6))[0]
 Head = Callable[["Network", Tensor], Any]
@@ -209,3 +212,20 @@ def test_what_can_not_be_called_or_returns_nothing_is_refused(model: nn.Module) 
     """By an error of ours."""
     with pytest.raises(pf.TraceError):
         trace(model, (IMAGES[:2],))
+
+
+def test_sources_may_normalise_their_images_in_their_own_ways(tmp_path: Path) -> None:
+    """Each with what stands before it; the merged network takes raw images, also as ONNX."""
+    ways = [([0.4, 0.5, 0.6], [0.2, 0.3, 0.2]), ([0.5] * 3, [0.5] * 3)]
+    models = [
+        nn.Sequential(Normalize(*way), seeded(two_convolutions, seed)).eval()
+        for seed, way in enumerate(ways)
+    ]
+    images = IMAGES.abs()
+    wanted = [t for model in models for t in outputs(model, (images,))]
+    whole = pf.merge(models, images, width=2.0, progress=False, synthetic=0)
+    assert worst(outputs(whole.model, (images,)), wanted) < 1e-5
+    part = pf.merge(models, images, flops=1.0, progress=False, synthetic=0)
+    part.save(tmp_path / "out")
+    again = outputs(pf.load(tmp_path / "out"), (images,))
+    assert worst(again, outputs(part.model, (images,))) < 1e-5
