@@ -22,7 +22,10 @@ from pleas_fx.module_tree import twin
 
 REQUIRED = object()  # an option without a default
 SPACE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
-EVERY_DIM = ("kernel_size", "stride", "padding", "dilation", "output_size")  # or one number for all
+EVERY_DIM = (  # a number for each, or one for all
+    *("kernel_size", "stride", "padding", "dilation", "output_size"),
+    *("size", "scale_factor"),
+)
 POOLING = {"kernel_size": REQUIRED, "stride": None, "padding": 0}
 LARGEST = {**POOLING, "dilation": 1, "ceil_mode": False}
 MEAN = {**POOLING, "ceil_mode": False, "count_include_pad": True}
@@ -85,7 +88,9 @@ SPELLINGS = (
     Spelling(operator.mul, (), (torch.mul, operator.imul), ("mul",), operands=2),
 )
 _OF_MODULE = {kind: s for s in SPELLINGS for kind in s.modules}
-_OF_FUNCTION = {function: s for s in SPELLINGS for function in (s.function, *s.functions)}
+_OF_FUNCTION: Mapping[Any, Spelling] = {
+    function: s for s in SPELLINGS for function in (s.function, *s.functions)
+}
 _OF_METHOD = {method: s for s in SPELLINGS for method in s.methods}
 OTHER_NAMES = {"tensors": 0, "input": 0, "other": 1}  # of operands
 USUAL = {  # what every operator of the table is given, if anything
@@ -143,26 +148,42 @@ Given = tuple[Spelling, tuple[Any, ...], dict[str, Any]]
 def _given(module: fx.GraphModule, node: fx.Node) -> Given | None:
     """The spelling, the operands, and the options that aren't the defaults."""
     if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        spelling = _OF_MODULE.get(type(layer))
-        if spelling is None or any(getattr(layer, k, v) != v for k, v in USUAL.items()):
-            return None
-        values = {name: getattr(layer, name) for name in spelling.options}
-        return spelling, tuple(node.args), _plain(spelling, values)
-    table: Mapping[Any, Spelling] = _OF_METHOD if node.op == "call_method" else _OF_FUNCTION
-    spelling = table.get(node.target) if node.op in ("call_function", "call_method") else None
+        return _to_layer(module.get_submodule(str(node.target)), node)
+    if node.op == "call_method":
+        return _to_call(_OF_METHOD.get(str(node.target)), node)
+    return _to_call(_OF_FUNCTION.get(node.target), node) if node.op == "call_function" else None
+
+
+def _to_layer(layer: nn.Module, node: fx.Node) -> Given | None:
+    spelling = _OF_MODULE.get(type(layer))
+    if spelling is None or any(getattr(layer, k, v) != v for k, v in USUAL.items()):
+        return None
+    places, named = _arguments(node)
+    if named or places.keys() != set(range(spelling.operands)):
+        return None
+    values = {name: getattr(layer, name) for name in spelling.options}
+    return spelling, tuple(places[k] for k in sorted(places)), _plain(spelling, values)
+
+
+def _to_call(spelling: Spelling | None, node: fx.Node) -> Given | None:
     if spelling is None:
         return None
-    named = {k: v for k, v in node.kwargs.items() if k not in USUAL or v != USUAL[k]}
-    named.pop("inplace", None)  # changes nothing that is computed
-    moved = {OTHER_NAMES[k]: named.pop(k) for k in list(named) if k in OTHER_NAMES}
-    places = dict(enumerate(node.args)) | moved
+    places, named = _arguments(node)
     operands = tuple(_plain_list(places.pop(k, None)) for k in range(spelling.operands))
-    names = tuple(spelling.options)
-    if any(k - spelling.operands >= len(names) for k in places) or None in operands:
+    names = dict(enumerate(spelling.options, start=spelling.operands))
+    if None in operands or not places.keys() <= names.keys():
         return None
-    values = {names[k - spelling.operands]: v for k, v in places.items()} | named
-    return (spelling, operands, _plain(spelling, values)) if values.keys() <= set(names) else None
+    values = {names[k]: v for k, v in places.items()} | named
+    known = values.keys() <= spelling.options.keys()
+    return (spelling, operands, _plain(spelling, values)) if known else None
+
+
+def _arguments(node: fx.Node) -> tuple[dict[int, Any], dict[str, Any]]:
+    """By place, operands that are named, too; and by name, without what changes nothing."""
+    named = {k: v for k, v in node.kwargs.items() if k not in USUAL or v != USUAL[k]}
+    named.pop("inplace", None)
+    moved = {OTHER_NAMES[k]: named.pop(k) for k in list(named) if k in OTHER_NAMES}
+    return dict(enumerate(node.args)) | moved, named
 
 
 def _plain_list(operand: Any) -> Any:

@@ -55,6 +55,18 @@ class Ending(nn.Module):
         return self.last(self.operator(self.one(x).relu()))
 
 
+class Named(nn.Module):
+    """Gives a layer its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer says."""
+        return self.layer(input=x)
+
+
 ALIKE: dict[str, tuple[Operator, ...]] = {
     "relu": (nn.ReLU(), F.relu, torch.relu, lambda x: x.relu(), lambda x: F.relu(x, inplace=True)),
     "relu6": (
@@ -78,7 +90,11 @@ ALIKE: dict[str, tuple[Operator, ...]] = {
     "largest": (nn.MaxPool2d(2), nn.MaxPool2d((2, 2), 2), lambda x: F.max_pool2d(x, 2, stride=2)),
     "mean of few": (nn.AvgPool2d(2, 2), lambda x: F.avg_pool2d(x, (2, 2))),
     "pooled": (nn.AdaptiveAvgPool2d((5, 5)), lambda x: F.adaptive_avg_pool2d(x, 5)),
-    "resized": (nn.Upsample(scale_factor=2), lambda x: F.interpolate(x, scale_factor=2)),
+    "resized": (
+        nn.Upsample(scale_factor=2), lambda x: F.interpolate(x, scale_factor=2),
+        lambda x: F.interpolate(x, scale_factor=(2, 2), mode="nearest"),
+    ),
+    "by name": (Named(), lambda x: torch.tanh(input=x), nn.Tanh()),
     "gate": (lambda x: x * x.mean((2, 3), keepdim=True),
              lambda x: F.adaptive_avg_pool2d(x, 1) * x,
              lambda x: torch.mul(x, torch.mean(x, dim=[-2, -1], keepdim=True))),
