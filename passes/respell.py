@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ EVERY_DIM = (  # a number for each, or one for all
 POOLING = {"kernel_size": REQUIRED, "stride": None, "padding": 0}
 LARGEST = {**POOLING, "dilation": 1, "ceil_mode": False}
 MEAN = {**POOLING, "ceil_mode": False, "count_include_pad": True}
+GATES: Mapping[Any, Callable[..., Any]] = {torch.sigmoid: F.silu, F.hardsigmoid: F.hardswish}
 RELU6 = {"min_val": 0.0, "max_val": 6.0}
 RESIZING = {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None}
 
@@ -84,6 +85,10 @@ SPELLINGS = (
     ),
     Spelling(torch.mean, (), (), ("mean",), options={"dim": None, "keepdim": False}),
     Spelling(torch.cat, (), (torch.concat, torch.concatenate), options={"dim": 0}),
+    Spelling(torch.chunk, (), (), ("chunk",), options={"chunks": REQUIRED, "dim": 0}),
+    Spelling(torch.transpose, (), (), ("transpose",), options={"dim0": REQUIRED, "dim1": REQUIRED}),
+    Spelling(operator.sub, (), (torch.sub, operator.isub), ("sub",), operands=2),
+    Spelling(operator.truediv, (), (torch.div, operator.itruediv), ("div",), operands=2),
     Spelling(operator.add, (), (torch.add, operator.iadd), ("add",), operands=2),
     Spelling(operator.mul, (), (torch.mul, operator.imul), ("mul",), operands=2),
 )
@@ -131,6 +136,8 @@ def _written(module: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node |
     """What stands for a node now, where that is something else."""
     if _flattens(node, shapes):
         return node.graph.call_function(torch.flatten, (node.args[0],), {"start_dim": 1})
+    if node.target in ("permute", torch.permute) and not node.kwargs:
+        return node.graph.call_function(torch.permute, (node.args[0], _order(node.args[1:])))
     found = _given(module, node)
     if found is None:
         return None
@@ -139,6 +146,8 @@ def _written(module: fx.GraphModule, node: fx.Node, shapes: Shapes) -> fx.Node |
         return _mean_of_positions(node, operands[0], options, shapes)
     if spelling.function is F.hardtanh and options == RELU6:
         return node.graph.call_function(F.relu6, operands)
+    if spelling.function is operator.mul and (gated := _gated(operands)) is not None:
+        return node.graph.call_function(gated[0], (gated[1],))
     return node.graph.call_function(spelling.function, operands, options)
 
 
@@ -184,6 +193,21 @@ def _arguments(node: fx.Node) -> tuple[dict[int, Any], dict[str, Any]]:
     named.pop("inplace", None)
     moved = {OTHER_NAMES[k]: named.pop(k) for k in list(named) if k in OTHER_NAMES}
     return dict(enumerate(node.args)) | moved, named
+
+
+def _order(dims: Sequence[Any]) -> tuple[Any, ...]:
+    """As one argument or as several."""
+    one = dims[0] if len(dims) == 1 else None
+    return tuple(one if isinstance(one, (tuple, list)) else dims)
+
+
+def _gated(operands: tuple[Any, ...]) -> tuple[Callable[..., Any], Any] | None:
+    """The activation that a value times a function of just that value is; and the value."""
+    one, two = operands
+    for value, gate in ((one, two), (two, one)):
+        if isinstance(gate, fx.Node) and gate.args == (value,) and gate.target in GATES:
+            return GATES[gate.target], value
+    return None
 
 
 def _plain_list(operand: Any) -> Any:

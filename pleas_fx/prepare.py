@@ -197,9 +197,10 @@ def _even(programs: Programs, options: Options) -> tuple[Programs, tuple[str, ..
         return _matched(programs, options)
     except IncompatibleModelsError as refusal:
         try:
-            return _matched(tuple(map(respell, programs)), options)
-        except (IncompatibleModelsError, TraceError):
+            spelled = tuple(map(respell, programs))
+        except TraceError:
             raise refusal from None
+    return _matched(spelled, options)
 
 
 def _matched(programs: Programs, options: Options) -> tuple[Programs, tuple[str, ...]]:
