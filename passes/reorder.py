@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from pleas_fx.ir import Program
+from pleas_fx.module_tree import constants, leave_out
 
 COMMUTING = (operator.add, operator.mul)  # as passes.respell writes them
+
+Pairs = dict[fx.Node, fx.Node]  # of the first graph, and of the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +39,26 @@ def reorder(first: Program, other: Program) -> Program:
     ours, theirs = first.module.graph.nodes, other.module.graph.nodes
     if not len(pairs) == len(ours) == len(theirs) == len(set(pairs.values())):
         return other
+    turned = any(_turned(node, own, pairs) for node, own in pairs.items())
+    if not turned and [pairs[node] for node in ours] == list(theirs):
+        return other
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in ours:
         own = pairs[node]
         if not all(n in made for n in own.all_input_nodes):
             return other
-        args = own.args
-        if _commutes(own) and [pairs[n] for n in node.all_input_nodes] != own.all_input_nodes:
-            args = args[::-1]
+        args = own.args[::-1] if _turned(node, own, pairs) else own.args
         args, kwargs = fx.node.map_arg((args, own.kwargs), made.__getitem__)
         made[own] = graph.create_node(own.op, own.target, args, kwargs, name=own.name)
         made[own].meta = own.meta.copy()
-    return replace(other, module=fx.GraphModule(other.module, graph))
+    module = fx.GraphModule(other.module, graph)
+    leave_out(module, constants(other.module))  # torch.fx copies buffers as lasting ones
+    return replace(other, module=module)
+
+
+def _turned(node: fx.Node, own: fx.Node, pairs: Pairs) -> bool:
+    """Whether the other has its operands the other way round."""
+    return _commutes(own) and [pairs[n] for n in node.all_input_nodes] != own.all_input_nodes
 
 
 def _commutes(node: fx.Node) -> bool:
@@ -55,7 +66,7 @@ def _commutes(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in COMMUTING and both
 
 
-def _pairs(first: Program, other: Program) -> dict[fx.Node, fx.Node]:
+def _pairs(first: Program, other: Program) -> Pairs:
     """Of the first, with those of the other, from the outputs and the inputs on."""
     numbers: dict[Hashable, int] = {}
     one, two = (_keys(program.module, numbers) for program in (first, other))
@@ -63,7 +74,7 @@ def _pairs(first: Program, other: Program) -> dict[fx.Node, fx.Node]:
         [n for n in program.module.graph.nodes if n.op in ("placeholder", "output")]
         for program in (first, other)
     )
-    found: dict[fx.Node, fx.Node] = {}
+    found: Pairs = {}
     waiting = list(zip(*ends, strict=False))
     while waiting:
         a, b = waiting.pop()
