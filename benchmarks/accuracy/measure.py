@@ -57,8 +57,9 @@ def measure(case: Case, store: Store) -> list[Record]:
     """The records of a case."""
     scenario = SCENARIOS[case.setting.scenario]
     models = sources(scenario, case.setting.architecture, case.setting.seed, store)
+    known = fingerprint(models)
     found = _measured(case, models, Tests(scenario, store), store)
-    return [replace(record, sources=fingerprint(models)) for record in found]
+    return [replace(record, sources=known) for record in found]
 
 
 def _measured(case: Case, models: Sequence[nn.Module], tests: Tests, store: Store) -> list[Record]:
